@@ -1,0 +1,31 @@
+# `make demo` and `make test` are all a fresh clone needs; each sets up .venv the first time and is quick after that.
+PYTHON ?= python3
+BIN := .venv/bin
+# What .ci/run adds: the oracle extra (PyTorch's CPU build), for tests that run beside transformers.
+EXTRAS ?= test
+
+.PHONY: demo test clean
+
+.venv/.base: pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit('mlxgpt needs Python 3.11 or newer: make PYTHON=python3.12') if sys.version_info < (3, 11) else 0"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/.$(EXTRAS): .venv/.base
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo: .venv/.base
+	$(BIN)/mlxgpt train --config tiny --out runs/demo --force
+	$(BIN)/mlxgpt eval --model runs/demo --cursors 100 --examples 5
+	@echo "report           runs/demo/report.html"
+
+test: .venv/.$(EXTRAS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv build dist runs *.egg-info

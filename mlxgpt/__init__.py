@@ -1,0 +1,7 @@
+"""mlxgpt: train small code models on your own repository with MLX, run Mistral 7B, complete code."""
+
+from mlxgpt import backend
+
+__version__ = "0.1.0"
+
+backend.prepare()  # before anything imports mlx

@@ -1,0 +1,1 @@
+"""From a cursor in a file to what should be typed there."""

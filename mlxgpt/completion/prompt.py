@@ -1,0 +1,113 @@
+"""The text before a cursor -> prompt tokens in a budget, and the characters that are still to be spelled again.
+
+Token healing: a cursor rarely stands where the tokenizer would end a token. Training never showed the model what
+follows `ret` when `return` is one token, so the last tokens are taken back, and decoding must first spell their
+characters in whatever tokens it likes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxgpt.errors import Error, UsageError
+from mlxgpt.tokenizer import Tokenizer
+
+MOST_HEALED = 8  # tokens taken back at most
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids to prefill, and the bytes (`remainder`) that the next tokens must begin with."""
+
+    ids: list[int]
+    remainder: bytes
+
+
+def build(tokenizer: Tokenizer, prefix: bytes, budget: int) -> Prompt:
+    """The prompt for what follows `prefix`, at most `budget` tokens: its end, from the beginning of a line if it can.
+
+    Raises Error for a tokenizer without an opening token and an empty prefix.
+    """
+    window = prefix[-8 * budget - 64 :]  # no need to tokenize what cannot fit
+    if len(window) < len(prefix):
+        window = window[window.find(b"\n") + 1 :]
+    ids = tokenizer.encode(window)
+    whole = len(window) == len(prefix)
+    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    if whole and len(ids) + len(opening) <= budget:
+        ids = opening + ids
+    else:
+        ids = _from_line_start(tokenizer, ids, budget)
+    count = _to_heal(tokenizer, ids)
+    kept, healed = ids[: len(ids) - count], ids[len(ids) - count :]
+    if not kept:
+        kept, healed = _something_to_stand_on(tokenizer, healed)
+    return Prompt(kept, tokenizer.decode(healed))
+
+
+def _something_to_stand_on(tokenizer: Tokenizer, healed: list[int]) -> tuple[list[int], list[int]]:
+    if tokenizer.bos_id is not None:
+        return [tokenizer.bos_id], healed
+    if not healed:
+        raise Error("there is nothing before the cursor, and this model's tokenizer has no opening token to begin with")
+    return healed[:1], healed[1:]
+
+
+def _from_line_start(tokenizer: Tokenizer, ids: list[int], budget: int) -> list[int]:
+    """The last `budget` ids, less the partial line they begin with where another line follows."""
+    if len(ids) <= budget:
+        return ids
+    ids = ids[-budget:]
+    for i, token in enumerate(ids[: budget // 2]):
+        if b"\n" in tokenizer.token_bytes[token]:
+            return ids[i + 1 :]
+    return ids
+
+
+def _is_word(byte: int) -> bool:
+    return byte >= 0x80 or chr(byte).isalnum() or byte == ord("_")
+
+
+def _to_heal(tokenizer: Tokenizer, ids: list[int]) -> int:
+    """How many of the last tokens to take back: the last, and on through a word and the spaces before it.
+
+    A token that no other begins or extends (a newline, for our BPE) is final and stays.
+    """
+    count = 0
+    while count < min(MOST_HEALED, len(ids)):
+        data = tokenizer.token_bytes[ids[-1 - count]]
+        if not data or (b"\n" in data and count):
+            break
+        if count == 0:
+            if len(tokenizer.completions(data)) == 1:
+                break
+        else:
+            after = tokenizer.token_bytes[ids[-count]]
+            within_word = _is_word(data[-1]) and _is_word(after[0])
+            spaces = not data.strip(b" \t") and after[:1] not in b"\n\r"
+            if not within_word and not spaces:
+                break
+        count += 1
+    return count
+
+
+def split_at(file: Path, line: int, column: int) -> tuple[bytes, bytes]:
+    """A file's bytes before and after the cursor at `line` and `column`, both from 1, the column in characters.
+
+    Raises UsageError where the file or the place in it does not exist.
+    """
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    if line > len(lines):
+        raise UsageError(f"--line {line} is beyond the end of {file}, which has {len(lines)} lines")
+    text = lines[line - 1].decode("utf-8", "surrogateescape")
+    visible = text.removesuffix("\r")
+    if column > len(visible) + 1:
+        raise UsageError(
+            f"--column {column} is beyond the end of line {line} of {file}: 1 to {len(visible) + 1} is in it"
+        )
+    before = b"".join(part + b"\n" for part in lines[: line - 1])
+    prefix = before + text[: column - 1].encode("utf-8", "surrogateescape")
+    rest = text[column - 1 :].encode("utf-8", "surrogateescape")
+    return prefix, b"\n".join([rest, *lines[line:]])

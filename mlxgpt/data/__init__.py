@@ -1,0 +1,1 @@
+"""From files to batches: documents, token shards, and what the model is shown."""

@@ -1,0 +1,368 @@
+"""Text <-> tokens, byte for byte: characters, bytes, SentencePiece (our BPE, Mistral's) and `tokenizer.json`.
+
+Every tokenizer encodes any bytes and gives the same bytes back. Two files carry one in a model folder, in the Hub's
+formats: `tokenizer.json` always, and `tokenizer.model` beside it for SentencePiece.
+"""
+
+import hashlib
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlxgpt.config import TokenizerConfig
+from mlxgpt.errors import Error, UsageError
+
+BOS, EOS, UNK = "<s>", "</s>", "<unk>"
+SPACE = "▁"  # U+2581, SentencePiece's spelling of a space
+# Protocol buffers merge what is appended: ModelProto.normalizer_spec (field 3) gets add_dummy_prefix (3) and
+# remove_extra_whitespaces (4) set to false, so that no space is added in front of a text and none is dropped.
+EVERY_BYTE_IS_TEXT = bytes([3 << 3 | 2, 4, 3 << 3, 0, 4 << 3, 0])
+BYTE = re.compile(r"<0x([0-9A-F]{2})>\Z")
+
+
+class Tokenizer:
+    """One interface for all: `encode` bytes to ids, `decode` ids to bytes.
+
+    `token_bytes[i]` are the bytes token i stands for, empty for a control token; `bos_id` and `eos_id` open and
+    close a document (None: documents are not marked).
+    """
+
+    token_bytes: list[bytes]
+    bos_id: int | None = None
+    eos_id: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.token_bytes)
+
+    def encode(self, data: str | bytes) -> list[int]:
+        """Token ids of text or of any bytes, no control tokens added. `decode(encode(x)) == x`."""
+        if isinstance(data, bytes):
+            data = data.decode("utf-8", "surrogateescape")
+        ids: list[int] = []
+        for part in re.split(r"([\ud800-\udfff]+)", data):  # surrogates stand for bytes that are not UTF-8
+            if part:
+                ids += self._spell(part) if "\ud800" <= part[0] <= "\udfff" else self._encode_exactly(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `ids` stand for; control tokens stand for none."""
+        return b"".join([self.token_bytes[i] for i in ids])
+
+    def document(self, data: str | bytes) -> list[int]:
+        """A whole document's ids, between its opening and closing tokens where there are such."""
+        opening = [] if self.bos_id is None else [self.bos_id]
+        closing = [] if self.eos_id is None else [self.eos_id]
+        return opening + self.encode(data) + closing
+
+    def completions(self, prefix: bytes) -> list[int]:
+        """Ids of the tokens that begin with `prefix` or are a proper beginning of it; control tokens never."""
+        order, keys = self._sorted_tokens
+        low, high = bisect_left(keys, prefix), bisect_left(keys, prefix + b"\xff" * 64)
+        shorter = [self._by_bytes[p] for n in range(1, len(prefix)) if (p := prefix[:n]) in self._by_bytes]
+        return order[low:high] + [i for ids in shorter for i in ids]
+
+    def save(self, folder: Path) -> None:
+        """Write the Hub's tokenizer files into `folder`."""
+        raise TypeError(f"{type(self).__name__} cannot be saved")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the tokenizer does: the bytes of every id and the control tokens."""
+        content = json.dumps([[b.hex() for b in self.token_bytes], self.bos_id, self.eos_id, type(self).__name__])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _encode_text(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _encode_exactly(self, text: str) -> list[int]:
+        """`_encode_text`, with every part it would not give back (a normalised character, a literal U+2581, a
+        control token's name) narrowed down and spelled in bytes."""
+        ids = self._encode_text(text)
+        if self.decode(ids) == text.encode():
+            return ids
+        if len(text) == 1:
+            return self._spell(text)
+        middle = len(text) // 2
+        return self._encode_exactly(text[:middle]) + self._encode_exactly(text[middle:])
+
+    def _spell(self, text: str) -> list[int]:
+        try:
+            data = text.encode("utf-8", "surrogateescape")
+            return [self._byte_ids[b] for b in data]
+        except (KeyError, UnicodeEncodeError):
+            raise Error(
+                f"this tokenizer has no token for {text[:20]!r}: its vocabulary lacks it and has no bytes"
+            ) from None
+
+    @cached_property
+    def _byte_ids(self) -> dict[int, int]:
+        return {data[0]: i for i, data in reversed(list(enumerate(self.token_bytes))) if len(data) == 1}
+
+    @cached_property
+    def _sorted_tokens(self) -> tuple[list[int], list[bytes]]:
+        order = sorted((i for i, b in enumerate(self.token_bytes) if b), key=self.token_bytes.__getitem__)
+        return order, [self.token_bytes[i] for i in order]
+
+    @cached_property
+    def _by_bytes(self) -> dict[bytes, list[int]]:
+        table: dict[bytes, list[int]] = {}
+        for i in self._sorted_tokens[0]:
+            table.setdefault(self.token_bytes[i], []).append(i)
+        return table
+
+
+class CharTokenizer(Tokenizer):
+    """One token a character, unknown characters spelled in bytes; with no characters at all, one token a byte.
+
+    Without `byte_fallback` there is nothing but the characters: no control tokens, and other text is refused.
+    """
+
+    def __init__(self, characters: str, byte_fallback: bool = True) -> None:
+        self.characters, self.byte_fallback = characters, byte_fallback
+        self.pieces = list(characters)
+        self.token_bytes = [c.encode() for c in characters]
+        if byte_fallback:
+            spelled = [b for b in range(256) if b >= 128 or chr(b) not in characters]
+            self.pieces += [f"<0x{b:02X}>" for b in spelled] + [BOS, EOS]
+            self.token_bytes += [bytes([b]) for b in spelled] + [b"", b""]
+            self.bos_id, self.eos_id = len(self.pieces) - 2, len(self.pieces) - 1
+        self._id_of = np.full(max(map(ord, characters), default=0) + 2, -1, np.int32)  # the last entry: unknown
+        for i, character in enumerate(characters):
+            self._id_of[ord(character)] = i
+
+    def _encode_text(self, text: str) -> list[int]:
+        if not self.characters:
+            return (np.frombuffer(text.encode(), np.uint8)).tolist()
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        ids = self._id_of[np.minimum(points, len(self._id_of) - 1)]
+        if ids.min(initial=0) >= 0:
+            return ids.tolist()
+        return [t for c, i in zip(text, ids.tolist(), strict=True) for t in ([i] if i >= 0 else self._spell(c))]
+
+    def _encode_exactly(self, text: str) -> list[int]:
+        return self._encode_text(text)  # exact by construction
+
+    def save(self, folder: Path) -> None:
+        vocabulary = {piece: i for i, piece in enumerate(self.pieces)}
+        decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+        control = [BOS, EOS] if self.byte_fallback else []
+        _write_hub_files(folder, vocabulary, [], control, None, decoder, self.byte_fallback)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model: ours (BPE with byte fallback, trained by `train`) or a ready one such as Mistral's."""
+
+    def __init__(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self._processor = sp = SentencePieceProcessor(model_proto=model + EVERY_BYTE_IS_TEXT)
+        except RuntimeError as error:
+            raise Error(f"not a SentencePiece model: {error}") from None
+        self._model = model
+        self.pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+        self.token_bytes = [self._bytes_of(i) for i in range(sp.vocab_size())]
+        self.bos_id = sp.bos_id() if sp.bos_id() >= 0 else None
+        self.eos_id = sp.eos_id() if sp.eos_id() >= 0 else None
+
+    def _bytes_of(self, i: int) -> bytes:
+        sp = self._processor
+        if sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i):
+            return b""
+        if sp.is_byte(i):
+            return bytes([int(self.pieces[i][3:5], 16)])
+        return self.pieces[i].replace(SPACE, " ").encode()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
+        """BPE on the lines of `texts`: byte fallback, digits apart, runs of spaces as tokens, none over a newline."""
+        from io import BytesIO
+
+        from sentencepiece import SentencePieceTrainer
+
+        model = BytesIO()
+        lines = (line for text in texts for line in text.split("\n") if line and "\0" not in line)
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type="bpe",
+                byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True,
+                normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+                split_by_unicode_script=False, character_coverage=0.9999, max_sentence_length=1 << 14,
+                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+            )  # fmt: skip
+        except RuntimeError as error:
+            most = re.search(r"<= (\d+)", str(error))
+            if "too high" in str(error) and most:
+                raise Error(
+                    f"the corpus is too small for a vocabulary of {vocab_size}: add text, or --set "
+                    f"tokenizer.vocab_size={most.group(1)}"
+                ) from None
+            raise Error(f"the tokenizer could not be trained: {str(error).splitlines()[-1]}") from None
+        return cls(model.getvalue())
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def merges(self) -> Iterator[tuple[str, str]]:
+        """The merges of a BPE, best first: every way to put a piece together from two, in the pieces' order."""
+        known = {p for i, p in enumerate(self.pieces) if self.token_bytes[i] and not self._processor.is_byte(i)}
+        ordered = sorted(known, key=lambda p: (-self._processor.get_score(self._processor.piece_to_id(p)), len(p)))
+        for piece in ordered:
+            for cut in range(1, len(piece)):
+                if piece[:cut] in known and piece[cut:] in known:
+                    yield piece[:cut], piece[cut:]
+
+    def save(self, folder: Path) -> None:
+        (folder / "tokenizer.model").write_bytes(self._model)
+        vocabulary = {piece: i for i, piece in enumerate(self.pieces)}
+        control = [
+            self.pieces[i] for i in (self._processor.unk_id(), self.bos_id, self.eos_id) if i is not None and i >= 0
+        ]
+        normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        decoders = [
+            {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ]
+        decoder = {"type": "Sequence", "decoders": decoders}
+        _write_hub_files(folder, vocabulary, list(self.merges()), control, normalizer, decoder, byte_fallback=True)
+
+
+class HubTokenizer(Tokenizer):
+    """A ready `tokenizer.json` (GPT-2's, Qwen's, …) through the `tokenizers` library."""
+
+    def __init__(self, text: str, bos: str | None = None, eos: str | None = None) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise Error(f"not a tokenizer.json: {error}") from None
+        self._text, self._bos, self._eos = text, bos, eos
+        self._tokenizer.encode_special_tokens = True  # a control token's name typed as text stays text
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        spec = json.loads(text)
+        control = {t["id"] for t in spec.get("added_tokens", []) if t.get("special")}
+        to_bytes = _byte_level_bytes if "ByteLevel" in text else _metaspace_bytes
+        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.token_bytes = [b""] * (max(pieces.values(), default=-1) + 1)
+        added = {t["content"] for t in spec.get("added_tokens", [])}
+        for piece, i in pieces.items():
+            if i not in control:
+                self.token_bytes[i] = piece.encode() if piece in added else to_bytes(piece)
+        self.bos_id = pieces.get(bos) if bos else None
+        self.eos_id = pieces.get(eos) if eos else None
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def save(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
+        _write_tokenizer_config(folder, self._bos, self._eos)
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in set(plain)]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+def _byte_level_bytes(piece: str) -> bytes:
+    return bytes(_ALPHABET[c] for c in piece) if all(c in _ALPHABET for c in piece) else piece.encode()
+
+
+def _metaspace_bytes(piece: str) -> bytes:
+    byte = BYTE.match(piece)
+    return bytes([int(byte.group(1), 16)]) if byte else piece.replace(SPACE, " ").encode()
+
+
+def _write_hub_files(
+    folder: Path, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], control: Sequence[str],
+    normalizer: dict | None, decoder: dict, byte_fallback: bool,
+) -> None:  # fmt: skip
+    """`tokenizer.json` in the `tokenizers` library's format, and `tokenizer_config.json`."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    spec = {
+        "version": "1.0",
+        "added_tokens": [{"id": vocabulary[c], "content": c, **flags} for c in control],
+        "normalizer": normalizer,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": decoder,
+        "model": {
+            "type": "BPE", "unk_token": UNK if UNK in vocabulary else None, "fuse_unk": False,
+            "byte_fallback": byte_fallback, "vocab": vocabulary, "merges": [list(pair) for pair in merges],
+        },
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False, indent=1), encoding="utf-8")
+    _write_tokenizer_config(folder, BOS if BOS in control else None, EOS if EOS in control else None)
+
+
+def _write_tokenizer_config(folder: Path, bos: str | None, eos: str | None) -> None:
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    config |= {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer in a folder, or the one a `tokenizer.model` or `tokenizer.json` file holds. Raises Error."""
+    if path.is_dir():
+        found = next((path / n for n in ("tokenizer.model", "tokenizer.json") if (path / n).is_file()), None)
+        if found is None:
+            raise Error(f"{path} has no tokenizer: tokenizer.model or tokenizer.json is needed")
+        path = found
+    try:
+        if path.suffix != ".json":
+            return SentencePieceTokenizer(path.read_bytes())
+        text = path.read_text(encoding="utf-8")
+        spec = json.loads(text)
+        model = spec["model"]
+        if model["type"] == "BPE" and not model["merges"] and spec["normalizer"] is None:
+            ordered = sorted(model["vocab"], key=model["vocab"].__getitem__)
+            return CharTokenizer("".join(p for p in ordered if len(p) == 1), model["byte_fallback"])
+        bos, eos = _control_tokens(path.with_name("tokenizer_config.json"))
+        return HubTokenizer(text, bos, eos)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Error(f"{path}: cannot be read as a tokenizer ({type(error).__name__}: {error})") from None
+
+
+def _control_tokens(config: Path) -> tuple[str | None, str | None]:
+    if not config.is_file():
+        return None, None
+    table = json.loads(config.read_text(encoding="utf-8"))
+    names = (table.get("bos_token"), table.get("eos_token"))
+    bos, eos = (n.get("content") if isinstance(n, dict) else n for n in names)
+    return bos, eos
+
+
+def make(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer a recipe asks for; "char" and "bpe" learn from `texts`, the corpus's training text in pieces."""
+    if config.kind == "byte":
+        return CharTokenizer("")
+    if config.kind == "char":
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        return CharTokenizer("".join(sorted(seen)), config.byte_fallback)
+    if config.kind == "bpe":
+        return SentencePieceTokenizer.train(texts, config.vocab_size)
+    if not config.path:
+        raise UsageError('tokenizer.kind = "file" needs tokenizer.path: a tokenizer.model, tokenizer.json or a folder')
+    if not Path(config.path).exists():
+        raise UsageError(f"tokenizer.path: no such file or folder: {config.path}")
+    return load(Path(config.path))
