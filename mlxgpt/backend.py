@@ -8,6 +8,8 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,22 +19,37 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mlxgpt.errors import UsageError
+from mlxgpt import files
+from mlxgpt.errors import Error, UsageError
 
 PREAMBLE = "mlx/backend/cpu/compiled_preamble.h"  # what each of MLX's kernels for the CPU includes
 # Not -ffast-math: it flushes denormals in the whole process and gains nothing.
 NATIVE = ("-march=native", "-fno-math-errno", "-fno-trapping-math")
 SHIM_SOURCE = Path(__file__).with_name("blas.c")
+# MLX ends a kernel's command with its library. Another process may load that as soon as it is there, so it is put
+# there whole; of two -o the last counts.
+WRAPPER = """#!/bin/sh
+set -- -I"${0%/*}/../pch" -w FLAGS "$@"
+for last; do :; done
+case "$last" in
+*.so) COMPILER "$@" -o "$last.$$" && mv -f "$last.$$" "$last" ;;
+*) exec COMPILER "$@" ;;
+esac
+"""
 
 
 @dataclass(frozen=True)
 class Blas:
-    """The BLAS that MLX's CPU matrix products use: its name, its file, and why it was chosen."""
+    """The BLAS that MLX's CPU matrix products use: its name, its file, and why it was chosen.
+
+    `refused` says what is wrong with the environment's wishes; `start` raises it, so that importing never fails.
+    """
 
     name: str
     path: str
     reason: str
     fast: bool = True
+    refused: str = ""
 
 
 @cache
@@ -45,15 +62,17 @@ def prepare() -> Blas:
     if sys.platform != "linux":
         return Blas("Accelerate", "", "macOS's own, as MLX was built")
     native_jit()
-    forced = os.environ.get("MLXGPT_BLAS", "")
-    if forced == "stock":
-        return Blas("reference BLAS", "", "MLXGPT_BLAS=stock", fast=False)
-    if forced:
+    wanted = os.environ.get("MLXGPT_BLAS", "")
+    if wanted == "stock":
+        return _reference("MLXGPT_BLAS=stock")
+    if "mlx.core" in sys.modules:  # its symbols are bound
+        return _reference("mlx was imported before mlxgpt")
+    if wanted:
         try:
-            ctypes.CDLL(forced, ctypes.RTLD_GLOBAL).cblas_sgemm  # noqa: B018 (the look-up is the check)
+            ctypes.CDLL(wanted, ctypes.RTLD_GLOBAL).cblas_sgemm  # noqa: B018 (the look-up is the check)
         except (OSError, AttributeError) as error:
-            raise UsageError(f"MLXGPT_BLAS={forced}: no BLAS with cblas_sgemm there ({error})") from None
-        return Blas(Path(forced).name, forced, "MLXGPT_BLAS")
+            return _reference("", refused=f"MLXGPT_BLAS={wanted}: no BLAS with cblas_sgemm there ({error})")
+        return Blas(Path(wanted).name, wanted, "MLXGPT_BLAS")
     # OpenBLAS takes newer CPUs for a Haswell; with AVX-512 its SkylakeX kernels are up to 1.8 times faster.
     if {"avx512f", "avx512dq", "avx512bw", "avx512vl"} <= cpu_flags():
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
@@ -61,54 +80,72 @@ def prepare() -> Blas:
     for attempt in (_numpy_openblas, _system_openblas):
         try:
             return attempt()
-        except OSError as error:
+        except UsageError as error:
+            return _reference("", refused=str(error))
+        except (OSError, Error) as error:
             why_not.append(" ".join(str(error).split()))
-    return Blas("reference BLAS", "", "; ".join(why_not), fast=False)
+    return _reference("; ".join(why_not))
+
+
+def _reference(reason: str, refused: str = "") -> Blas:
+    return Blas("reference BLAS", "", reason or refused, fast=False, refused=refused)
 
 
 def _numpy_openblas() -> Blas:
-    """numpy's bundled OpenBLAS behind `blas.c`, compiled once into the cache. Raises OSError."""
+    """numpy's bundled OpenBLAS behind `blas.c`, compiled once into the cache. Raises OSError, Error."""
     spec = importlib.util.find_spec("numpy")
     wheel = Path(spec.origin).parent.parent / "numpy.libs" if spec and spec.origin else Path("numpy.libs")
     library = next(iter(sorted(wheel.glob("libscipy_openblas64_*.so"))), None)
     if library is None:
-        raise OSError("numpy was installed without its own OpenBLAS (no numpy.libs folder)")
-    identity = f"{library}:{library.stat().st_mtime_ns}:{SHIM_SOURCE.read_text()}"
+        raise Error("numpy was installed without its own OpenBLAS (no numpy.libs folder)")
+    identity = f"{os.uname().machine}:{library}:{library.stat().st_mtime_ns}:{SHIM_SOURCE.read_text()}"
     shim = cache_dir() / f"blas-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not shim.exists():
+    if not _is_whole(shim):
         _compile_shim(library, shim)
-    try:
-        ctypes.CDLL(str(shim), ctypes.RTLD_GLOBAL)
-    except OSError:  # cut short, or built for another machine that shares this home folder
-        shim.unlink()
-        _compile_shim(library, shim)
-        ctypes.CDLL(str(shim), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(shim), ctypes.RTLD_GLOBAL)
     return Blas("OpenBLAS (numpy's)", str(library), "came with numpy")
+
+
+def _is_whole(shim: Path) -> bool:
+    """Whether the library ends with the hash of what is before it; loading one that was cut short kills a process."""
+    try:
+        content, private = shim.read_bytes(), _is_private(shim.stat())
+    except OSError:
+        return False
+    return private and hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
 def _compile_shim(library: Path, shim: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
-        raise OSError("no C compiler to link numpy's OpenBLAS with (install gcc or clang)")
-    with tempfile.NamedTemporaryFile(dir=shim.parent, suffix=".so", delete=False) as file:
-        built = Path(file.name)
-    command = [compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(SHIM_SOURCE), "-x", "none", str(library),
-               f"-Wl,-rpath,{library.parent}", "-o", str(built)]  # fmt: skip
+        raise Error("no C compiler to link numpy's OpenBLAS with (install gcc or clang)")
+    with tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
+        built = Path(folder) / "blas.so"
+        _run([compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(SHIM_SOURCE), "-x", "none", str(library),
+              "-Xlinker", "-rpath", "-Xlinker", str(library.parent), "-o", str(built)])  # fmt: skip
+        content = built.read_bytes()
+
+    def save(path: Path) -> None:
+        path.chmod(0o600)
+        path.write_bytes(content + hashlib.sha256(content).digest())
+
+    files.write(shim, save)
+
+
+def _run(command: list[str]) -> None:
+    """Run a compiler. Raises Error with its last line when it fails, OSError when it cannot be started."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        if result.returncode != 0:
-            raise OSError(f"{compiler} failed: {(result.stderr.strip() or 'no message').splitlines()[-1]}")
-        os.replace(built, shim)
-    except subprocess.SubprocessError as error:
-        raise OSError(f"{compiler} failed: {error}") from None
-    finally:
-        built.unlink(missing_ok=True)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
+    except subprocess.TimeoutExpired:
+        raise Error(f"{command[0]} did not finish in five minutes") from None
+    if result.returncode != 0:
+        raise Error(f"{command[0]} failed: {(result.stderr.strip() or 'no message').splitlines()[-1]}")
 
 
 def _system_openblas() -> Blas:
     library = ctypes.CDLL("libopenblas.so.0", ctypes.RTLD_GLOBAL)
     if not hasattr(library, "cblas_sgemm"):
-        raise OSError("libopenblas.so.0 has no cblas_sgemm")
+        raise Error("libopenblas.so.0 has no cblas_sgemm")
     return Blas("OpenBLAS (the system's)", "libopenblas.so.0", "found by the dynamic linker")
 
 
@@ -119,7 +156,8 @@ def native_jit() -> str:
     A `g++` earlier on PATH adds the flags and a precompiled header (0.5 s -> 0.1 s a kernel). MLX caches kernels
     under TMPDIR by name alone, so this CPU, compiler and MLX get a TMPDIR of their own.
     """
-    compiler = shutil.which("g++")
+    path = _path_without_wrapper()
+    compiler = shutil.which("g++", path=path)
     spec = importlib.util.find_spec("mlx")
     roots = list(spec.submodule_search_locations or ()) if spec else []
     header = next((p for r in roots if (p := Path(r) / "include" / PREAMBLE).is_file()), None)
@@ -127,51 +165,73 @@ def native_jit() -> str:
         return "no g++ on PATH: mx.compile does nothing on the CPU"
     if header is None:
         return "plain g++: MLX's headers were not found"
-    status = Path(compiler).resolve().stat()
-    stamps = f"{status.st_size}:{status.st_mtime_ns}:{header.stat().st_mtime_ns}"
-    identity = f"{sorted(cpu_flags())}:{compiler}:{header}:{stamps}"
-    folder = cache_dir() / f"jit-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    if not (folder / "bin" / "g++").exists():
-        try:
-            _build_jit(folder, compiler, header)
-        except (OSError, subprocess.SubprocessError) as error:
-            return f"plain g++: {' '.join(str(error).split())}"
-    tempfile.gettempdir()  # Python keeps the place it finds now
-    os.environ["TMPDIR"] = str(folder / "tmp")
-    os.environ["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        folder = _jit_folder(os.path.abspath(compiler), header)
+        tempfile.gettempdir()  # Python keeps the place it finds now
+    except (OSError, Error) as error:
+        return f"plain g++: {' '.join(str(error).split())}"
+    path = f"{folder / 'bin'}{os.pathsep}{path}"
+    if shutil.which("g++", path=path) != str(folder / "bin" / "g++") or set(str(folder)) & set('"$`\\'):
+        return f"plain g++: programs in {folder} cannot be run"  # mounted noexec, or named what PATH or sh reads
+    os.environ["TMPDIR"], os.environ["PATH"] = str(folder / "tmp"), path
     return "g++ " + " ".join(NATIVE)
 
 
-def _build_jit(folder: Path, compiler: str, header: Path) -> None:
-    """The wrapper, the precompiled header and an empty TMPDIR; `folder` appears whole or not at all."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+def _path_without_wrapper() -> str:
+    """PATH without what a process that started this one put there."""
+    path = os.environ.get("PATH", os.defpath)
+    return os.pathsep.join(p for p in path.split(os.pathsep) if not re.search(r"/jit-[0-9a-f]{16}/bin$", p))
+
+
+def _jit_folder(compiler: str, header: Path) -> Path:
+    """The folder with the wrapper, the precompiled header and MLX's TMPDIR; made, or made again, where it is not
+    whole. Raises OSError, Error."""
+    wrapper = WRAPPER.replace("COMPILER", shlex.quote(compiler)).replace("FLAGS", " ".join(NATIVE))
+    status = Path(compiler).resolve().stat()
+    stamps = f"{status.st_size}:{status.st_mtime_ns}:{header.stat().st_mtime_ns}"
+    identity = f"{os.uname().machine}:{sorted(cpu_flags())}:{wrapper}:{header}:{stamps}"
+    folder = cache_dir() / f"jit-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    if _jit_is_whole(folder, wrapper):
+        return folder
+    files.discard(folder)
     try:
-        precompiled = partial / "pch" / f"{PREAMBLE}.gch"
-        for place in (partial / "tmp", partial / "bin", precompiled.parent):
-            place.mkdir(parents=True)
-        include = str(header).removesuffix(PREAMBLE)
-        flags = ["-std=c++17", "-O3", "-fPIC", "-w", *NATIVE, "-x", "c++-header", f"-I{include}"]
-        command = [compiler, *flags, str(header), "-o", str(precompiled)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if result.returncode != 0:
-            raise OSError(
-                f"g++ could not compile MLX's header: {(result.stderr.strip() or 'no message').splitlines()[-1]}"
-            )
-        wrapper = partial / "bin" / "g++"
-        wrapper.write_text(f'#!/bin/sh\nexec "{compiler}" -I"{folder / "pch"}" -w {" ".join(NATIVE)} "$@"\n')
-        wrapper.chmod(0o755)
-        os.rename(partial, folder)
-    except OSError:
-        if not (folder / "bin" / "g++").exists():  # else another process was quicker
+        with files.folder(folder) as partial:
+            partial.chmod(0o700)
+            for place in ("bin", "pch", "tmp"):
+                (partial / place).mkdir(mode=0o700)
+            precompiled = partial / "pch" / f"{PREAMBLE}.gch"
+            precompiled.parent.mkdir(parents=True)
+            include = str(header).removesuffix(PREAMBLE)
+            flags = ["-std=c++17", "-O3", "-fPIC", "-w", *NATIVE, "-x", "c++-header", f"-I{include}"]
+            _run([compiler, *flags, str(header), "-o", str(precompiled)])
+            (partial / "bin" / "g++").write_text(wrapper)
+            (partial / "bin" / "g++").chmod(0o700)
+    except Error:
+        if not _jit_is_whole(folder, wrapper):  # else another process was quicker
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _jit_is_whole(folder: Path, wrapper: str) -> bool:
+    program, header = folder / "bin" / "g++", folder / "pch" / f"{PREAMBLE}.gch"
+    try:
+        return (
+            all(
+                (folder / place).is_dir() and _is_private((folder / place).stat())
+                for place in ("", "bin", "pch", "tmp")
+            )
+            and header.stat().st_size > 0
+            and bool(program.stat().st_mode & stat.S_IXUSR)
+            and program.read_text() == wrapper
+        )
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def find_compiler() -> str | None:
     """The C compiler to use: $CC, then the usual names on PATH."""
     names = [os.environ.get("CC", ""), "cc", "gcc", "clang", "c++", "g++"]
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+    return next((p for name in names if name and (p := shutil.which(name, path=_path_without_wrapper()))), None)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -184,29 +244,57 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(line.split(":", 1)[1].split())
 
 
-@cache
 def cache_dir() -> Path:
     """The user's cache folder for mlxgpt, made if need be: `MLXGPT_CACHE`, else the platform's place.
 
-    Compiled code is loaded from here, so a folder that another user owns or may write to is not used;
-    a private temporary folder, kept for this process's user, takes its place.
+    Compiled code is loaded from here, so a folder that another user owns or may write to is not used. Where the
+    platform's place cannot be, a folder under the temporary one takes its place, and `start` says so. Raises
+    UsageError when `MLXGPT_CACHE` cannot be used, Error when there is no place at all.
     """
+    return _cache()[0]
+
+
+@cache
+def _cache() -> tuple[Path, str]:
+    """The cache folder, and what was wrong with the place it should have been in, if anything."""
     if named := os.environ.get("MLXGPT_CACHE"):
-        folder = Path(named)
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library/Caches/mlxgpt"
+        if why := _unfit(Path(named)):
+            raise UsageError(f"MLXGPT_CACHE={named} cannot be used: {why}")
+        return Path(named).absolute(), ""
+    home = Path(os.path.expanduser("~"))  # stays "~" for a user without a home
+    wanted = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if sys.platform == "darwin":
+        usual = home / "Library/Caches/mlxgpt"
     else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxgpt"
-    for candidate in (folder, Path(tempfile.gettempdir()) / f"mlxgpt-{os.getuid()}"):
-        try:
-            candidate.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = candidate.stat()
-            private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if private and os.access(candidate, os.W_OK | os.X_OK):
-                return candidate
-        except OSError:
-            continue
-    return Path(tempfile.mkdtemp(prefix="mlxgpt-"))
+        usual = (wanted if wanted.is_absolute() else home / ".cache") / "mlxgpt"
+    why = _unfit(usual)
+    if not why:
+        return usual, ""
+    try:
+        spare = Path(tempfile.gettempdir()) / f"mlxgpt-{os.getuid()}"
+        if spare.is_symlink() or _unfit(spare):
+            spare = Path(tempfile.mkdtemp(prefix="mlxgpt-"))
+    except OSError as error:
+        raise Error(f"no folder for the cache: {usual}: {why}; {error}; set MLXGPT_CACHE") from None
+    return spare, f"the cache is in {spare}, because {usual} cannot be used: {why}"
+
+
+def _unfit(folder: Path) -> str:
+    """Why compiled code cannot be kept in `folder`, which is made if need be; empty where it can."""
+    if folder.parts[:1] == ("~",):
+        return "this user has no home folder"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        return error.strerror or str(error)
+    if not _is_private(status):
+        return "another user owns it or may write to it"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "it cannot be written to"
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def total_memory() -> int:
@@ -219,16 +307,29 @@ def _cache_limit() -> int:
 
 
 def start(warn: bool = True) -> None:
-    """Load MLX for a command that computes: memory limits set, and one warning if its BLAS is the slow one."""
+    """Load MLX for a command that computes: memory limits set, and one warning if its BLAS is the slow one.
+
+    Raises UsageError when `MLXGPT_BLAS` or `MLXGPT_CACHE` names what cannot be used.
+    """
     blas = prepare()
+    if blas.refused:
+        raise UsageError(blas.refused)
+    if moved := _cache()[1]:
+        _say(moved)
     import mlx.core as mx
 
     if device() == "cpu":
         # The CPU allocator keeps 32 MB by default; clearing fresh pages was 14 % of a training step.
         mx.set_cache_limit(_cache_limit())
         if warn and not blas.fast:
-            print(f"mlxgpt: slow: MLX runs on the reference BLAS here, about 30 times slower than OpenBLAS "
-                  f"({blas.reason}); see `mlxgpt doctor`", file=sys.stderr)  # fmt: skip
+            _say(f"slow: MLX runs on the reference BLAS here, about 30 times slower than OpenBLAS ({blas.reason}); "
+                 "see `mlxgpt doctor`")  # fmt: skip
+
+
+@cache
+def _say(message: str) -> None:
+    """A warning, once a process."""
+    print(f"mlxgpt: {message}", file=sys.stderr)
 
 
 def device() -> str:

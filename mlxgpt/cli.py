@@ -1,36 +1,65 @@
 """The verbs. Each parses, calls one function and prints; what is heavy is imported inside the verb."""
 
+import io
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from mlxgpt import __version__
 from mlxgpt.errors import Error, UsageError
 
+SEED = click.IntRange(min=0, max=(1 << 32) - 1)
+
+
+class GivenPath(click.Path):
+    """A path, and not the empty string that a shell's unset variable leaves, which would mean this very folder."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The Path of what was typed."""
+        if not str(value):
+            self.fail("the path is empty", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+PATH = GivenPath(path_type=Path)
 DTYPES = ["auto", "float32", "float16", "bfloat16"]
 
 
 class Group(click.Group):
     """Ends every command in one line: status 2 for usage, 1 for anything else that is known to go wrong."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line and exit."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a character or path it cannot encode is no reason to fail
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            status = super().main(*args, **{"prog_name": "mlxgpt"} | extra | {"standalone_mode": False})
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "mlxgpt"
+            fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
         except UsageError as error:
             fail(str(error), 2)
-        except Error as error:
+        except (Error, click.ClickException) as error:
             fail(str(error), 1)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             fail("aborted", 130)
-        except BrokenPipeError:
-            sys.stderr.close()
+        except BrokenPipeError:  # who read our output has gone: nothing is left to say, nor to flush
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OverflowError as error:
+            fail(f"a number is too large: {error}", 2)
+        except MemoryError:
+            fail("there is not enough memory for this", 1)
+        except OSError as error:
+            fail(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
+        sys.exit(status if isinstance(status, int) else 0)
 
 
-def fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> NoReturn:
     """Print one line of error and exit."""
     click.echo(f"mlxgpt: error: {' '.join(message.split())}", err=True)
     sys.exit(status)
@@ -41,20 +70,27 @@ def print_json(table: dict[str, Any]) -> None:
     click.echo(json.dumps(table, ensure_ascii=False))
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="mlxgpt")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Train small code models on your own code, run them, and complete lines with them, on this machine alone."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=PATH)
+@click.option("--config", "-c", help="A recipe's name (`mlxgpt configs`) or a .toml file.  [default: tiny]")
+@click.option("--out", "-o", required=True, type=PATH, help="Folder of the run and its model.")
 @click.option(
-    "--config", "-c", default="tiny", show_default=True, help="A recipe's name (`mlxgpt configs`) or a .toml file."
-)
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder of the run and its model.")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Train for this long; the schedule is fitted to it."
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Train for this long, evaluations not counted; the schedule is fitted to it.",
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Train for this many steps.")
 @click.option(
@@ -64,11 +100,11 @@ def main() -> None:
     metavar="KEY=VALUE",
     help="Override a key of the recipe, such as train.batch_size=8.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of weights, batches and samples.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--seed", type=SEED, help="Seed of weights, batches and samples.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, with its own recipe.")
 @click.option("--force", is_flag=True, help="Replace the run that is in --out.")
 def train(
-    paths: tuple[Path, ...], config: str, out: Path, minutes: float | None, steps: int | None,
+    paths: tuple[Path, ...], config: str | None, out: Path, minutes: float | None, steps: int | None,
     settings: tuple[str, ...], seed: int | None, resume: bool, force: bool,
 ) -> None:  # fmt: skip
     """Train a model on files and folders of code; with no PATHS, on this Python's standard library."""
@@ -84,7 +120,7 @@ def train(
 
 
 @main.command()
-@click.option("--model", "-m", required=True, type=click.Path(path_type=Path), help="A model folder.")
+@click.option("--model", "-m", required=True, type=PATH, help="A model folder.")
 @click.option("--prompt", "-p", required=True, help="Text to continue; - reads it from stdin.")
 @click.option(
     "--max-tokens", "-n", default=256, show_default=True, type=click.IntRange(min=1), help="Most tokens to write."
@@ -101,7 +137,7 @@ def train(
 @click.option(
     "--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the draws.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: bfloat16 on a GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def generate(
@@ -143,8 +179,8 @@ def write_now(text: str) -> None:
 
 
 @main.command()
-@click.option("--model", "-m", required=True, type=click.Path(path_type=Path), help="A model folder.")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--model", "-m", required=True, type=PATH, help="A model folder.")
+@click.argument("file", required=False, type=PATH)
 @click.option("--line", "-l", type=click.IntRange(min=1), help="The cursor's line, from 1.")
 @click.option(
     "--column", "-c", type=click.IntRange(min=1), help="The cursor's column, from 1: characters before it, plus 1."
@@ -180,12 +216,12 @@ def complete(model: Path, file: Path | None, line: int | None, column: int | Non
 
 
 @main.command("eval")
-@click.option("--model", "-m", required=True, type=click.Path(path_type=Path), help="A model folder.")
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--model", "-m", required=True, type=PATH, help="A model folder.")
+@click.argument("paths", nargs=-1, type=PATH)
 @click.option(
     "--cursors", default=200, show_default=True, type=click.IntRange(min=0), help="Random places to complete at."
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the places.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the places.")
 @click.option(
     "--examples", default=0, show_default=True, type=click.IntRange(min=0), help="Completions to show beside the truth."
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 import tomllib
 import types
 import typing
@@ -14,6 +15,7 @@ from mlxgpt.errors import UsageError
 
 T = TypeVar("T")
 RECIPES = "mlxgpt.configs"
+SMALLEST_BPE = 300  # tokens: 256 bytes, three control tokens and some text
 
 
 def key(default: Any, doc: str, at_least: float | None = None) -> Any:
@@ -51,7 +53,7 @@ class TokenizerConfig:
     kind: Literal["bpe", "char", "byte", "file"] = key(
         "bpe", "bpe: SentencePiece, trained on the corpus; char: its characters; byte; file: a ready tokenizer"
     )
-    vocab_size: int = key(2048, "bpe: number of tokens, the 256 bytes and three special tokens included", 300)
+    vocab_size: int = key(2048, "bpe: number of tokens, the 256 bytes and three special tokens included", SMALLEST_BPE)
     byte_fallback: bool = key(
         True, "char: spell unknown characters in bytes; false: the corpus's characters and nothing else"
     )
@@ -96,7 +98,10 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto", "compute type; the weights stay float32. auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    seed: int = key(1337, "seed of the weights, the batches and the samples", 0)
+    seed: int = key(1337, "seed of the weights, the batches and the samples, below 4294967296", 0)
+
+    def __post_init__(self) -> None:
+        require(self.seed < 1 << 32, f"train.seed must be below {1 << 32}")
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, k) for k in typing.get_args(kind))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -180,7 +185,10 @@ def read_recipe_text(name: str) -> str:
     if path.suffix == ".toml" or "/" in name:
         if not path.is_file():
             raise UsageError(f"no such configuration file: {name}")
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{name} cannot be read: {error}") from None
     names = recipe_names()
     if name not in names:
         raise UsageError(f"no configuration is called '{name}'{nearest(name, names)} (or give a .toml file)")
@@ -191,22 +199,28 @@ def parse_setting(setting: str) -> tuple[str, str, Any]:
     """`section.key=value` -> (section, key, value); the value is TOML, or a plain string where it is not."""
     path, sep, text = setting.partition("=")
     section, dot, name = path.strip().partition(".")
-    known = [f"{s}.{f.name}" for s, cls in SECTIONS.items() for f in dataclasses.fields(cls)]
     require(bool(sep), f"--set takes key=value, not '{setting}'")
     if not dot or section not in (*SECTIONS, "model"):
-        raise UsageError(f"unknown key '{path.strip()}'{nearest(path.strip(), known)}")
+        raise UsageError(f"unknown key '{path.strip()}'{nearest(path.strip(), _known_keys())}")
     try:
-        value = tomllib.loads(f"v = {text.strip()}")["v"]
+        table = tomllib.loads(f"value = {text.strip()}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    return section, name, value
+        table = {}
+    return section, name, table["value"] if len(table) == 1 else text.strip()
+
+
+def _known_keys() -> list[str]:
+    from mlxgpt.models import ARCHITECTURES
+
+    tables = [*SECTIONS.items(), *(("model", module.Config) for module in ARCHITECTURES.values())]
+    return list(dict.fromkeys(f"{section}.{f.name}" for section, cls in tables for f in dataclasses.fields(cls)))
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     """Read recipe `name` (shipped, or a file) and lay `settings` ("section.key=value") over it."""
     try:
         table = tomllib.loads(read_recipe_text(name))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name}: not valid TOML: {error}") from None
     for section in table:
         if section not in (*SECTIONS, "model"):

@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +19,70 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _sync_folder(path: Path) -> None:
+    with suppress(OSError):  # not every file system can sync a folder, and what is in it is already in place
+        _sync(path)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name of its own in `path`'s folder; what is made there has the permissions that the umask leaves."""
+    return path.with_name(f".{path.stem[:40]}-{os.urandom(6).hex()}{path.suffix}")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an Error that names `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # mlx reports a failed write as RuntimeError
+        raise Error(
+            f"{path} could not be written ({reason(error, path.parent)}); what was there before is whole"
+        ) from None
+
+
 def write(path: Path, save: Callable[[Path], Any]) -> None:
     """Have `save(temporary path)` write a file, sync it, and put it at `path` in one step.
 
     Raises Error naming `path` when it cannot be written; what was there before is then untouched.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        save(partial)
-        _sync(partial)
-        partial.chmod(0o644)
-        os.replace(partial, path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as error:  # mlx reports a failed write as RuntimeError
-        raise Error(
-            f"{path} could not be written ({reason(error, path.parent)}); what was there before is whole"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = _beside(path)
+    with _named(path):
+        try:
+            partial.touch(exist_ok=False)
+            save(partial)
+            _sync(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; on leaving the block its files are synced and it becomes `path`, which must not
     exist, in one step. Raises Error naming `path` when it cannot be written."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            _sync(file)
-        partial.chmod(0o755)
-        os.rename(partial, path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as error:
-        raise Error(
-            f"{path} could not be written ({reason(error, path.parent)}); what was there before is whole"
-        ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = _beside(path)
+    with _named(path):
+        try:
+            partial.mkdir()
+            yield partial
+            for inside in partial.rglob("*"):
+                _sync_folder(inside) if inside.is_dir() else _sync(inside)
+            os.rename(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Remove whatever is at `path`, if anything: out of the way in one step, and then from the disk. Raises Error."""
+    away = _beside(path)
+    with _named(path), suppress(FileNotFoundError):
+        os.rename(path, away)
+        if away.is_dir() and not away.is_symlink():
+            shutil.rmtree(away, ignore_errors=True)
+        else:
+            away.unlink()
 
 
 def reason(error: Exception, place: Path) -> str:
@@ -73,8 +96,8 @@ def reason(error: Exception, place: Path) -> str:
 
 
 def to_json(table: Any) -> str:
-    """`table` as readable JSON."""
-    return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
+    """`table` as readable JSON; what is not Unicode, as a file's name may be, is escaped and read back as it was."""
+    return json.dumps(table, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def write_json(path: Path, table: Any) -> None:

@@ -8,21 +8,23 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxgpt.config import TokenizerConfig
+from mlxgpt.config import SMALLEST_BPE, TokenizerConfig
 from mlxgpt.errors import Error, UsageError
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 SPACE = "▁"  # U+2581, SentencePiece's spelling of a space
-# Protocol buffers merge what is appended: ModelProto.normalizer_spec (field 3) gets add_dummy_prefix (3) and
-# remove_extra_whitespaces (4) set to false, so that no space is added in front of a text and none is dropped.
-EVERY_BYTE_IS_TEXT = bytes([3 << 3 | 2, 4, 3 << 3, 0, 4 << 3, 0])
+# Protocol buffers merge what is appended: ModelProto.normalizer_spec (field 3) gets an empty precompiled_charsmap (2),
+# and add_dummy_prefix (3) and remove_extra_whitespaces (4) set to false: nothing is added, dropped or rewritten.
+EVERY_BYTE_IS_TEXT = bytes([3 << 3 | 2, 6, 2 << 3 | 2, 0, 3 << 3, 0, 4 << 3, 0])
+STEPS = ("normalizer", "pre_tokenizer", "decoder")  # of a tokenizer.json, beside its model
+LONGEST_LINE = 1 << 12  # characters; SentencePiece is trained on longer lines in parts
 BYTE = re.compile(r"<0x([0-9A-F]{2})>\Z")
 
 
@@ -36,6 +38,8 @@ class Tokenizer:
     token_bytes: list[bytes]
     bos_id: int | None = None
     eos_id: int | None = None
+    # What is always spelled in bytes: surrogates, which stand for bytes that are not UTF-8.
+    _unspeakable = re.compile("([\ud800-\udfff]+)")
 
     @property
     def vocab_size(self) -> int:
@@ -47,9 +51,9 @@ class Tokenizer:
         if isinstance(data, bytes):
             data = data.decode("utf-8", "surrogateescape")
         ids: list[int] = []
-        for part in re.split(r"([\ud800-\udfff]+)", data):  # surrogates stand for bytes that are not UTF-8
+        for i, part in enumerate(self._unspeakable.split(data)):
             if part:
-                ids += self._spell(part) if "\ud800" <= part[0] <= "\udfff" else self._encode_exactly(part)
+                ids += self._spell(part) if i % 2 else self._encode_exactly(part)
         return ids
 
     def decode(self, ids: Iterable[int]) -> bytes:
@@ -74,22 +78,27 @@ class Tokenizer:
         raise TypeError(f"{type(self).__name__} cannot be saved")
 
     def fingerprint(self) -> str:
-        """SHA-256 of what the tokenizer does: the bytes of every id and the control tokens."""
-        content = json.dumps([[b.hex() for b in self.token_bytes], self.bos_id, self.eos_id, type(self).__name__])
+        """SHA-256 of what the tokenizer does: its kind, the bytes of every id, the control tokens, how it merges."""
+        kind, rules = type(self).__name__, hashlib.sha256(self._rules()).hexdigest()
+        content = json.dumps([kind, [b.hex() for b in self.token_bytes], self.bos_id, self.eos_id, rules])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def _rules(self) -> bytes:
+        """What decides between the ways to put a text together from tokens, where there are several."""
+        return b""
 
     def _encode_text(self, text: str) -> list[int]:
         raise NotImplementedError
 
     def _encode_exactly(self, text: str) -> list[int]:
-        """`_encode_text`, with every part it would not give back (a normalised character, a literal U+2581, a
-        control token's name) narrowed down and spelled in bytes."""
+        """`_encode_text`, with every part it would not give back (an unknown or rewritten character) narrowed down
+        and spelled in bytes; halved at a line's end where there is one, so that the rest is encoded as ever."""
         ids = self._encode_text(text)
         if self.decode(ids) == text.encode():
             return ids
         if len(text) == 1:
             return self._spell(text)
-        middle = len(text) // 2
+        middle = text.rfind("\n", 0, len(text) // 2) + 1 or len(text) // 2
         return self._encode_exactly(text[:middle]) + self._encode_exactly(text[middle:])
 
     def _spell(self, text: str) -> list[int]:
@@ -150,23 +159,26 @@ class CharTokenizer(Tokenizer):
         return self._encode_text(text)  # exact by construction
 
     def save(self, folder: Path) -> None:
-        vocabulary = {piece: i for i, piece in enumerate(self.pieces)}
+        model = _bpe_spec({piece: i for i, piece in enumerate(self.pieces)}, [], self.byte_fallback)
         decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
-        control = [BOS, EOS] if self.byte_fallback else []
-        _write_hub_files(folder, vocabulary, [], control, None, decoder, self.byte_fallback)
+        control = {} if self.bos_id is None or self.eos_id is None else {self.bos_id: BOS, self.eos_id: EOS}
+        _write_tokenizer_json(folder, model, control, None, decoder)
+        _write_tokenizer_config(folder, *((BOS, EOS) if control else (None, None)))
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model: ours (BPE with byte fallback, trained by `train`) or a ready one such as Mistral's."""
 
+    _unspeakable = re.compile(f"([\ud800-\udfff{SPACE}]+)")
+
     def __init__(self, model: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
 
+        self._model = model.removesuffix(EVERY_BYTE_IS_TEXT) + EVERY_BYTE_IS_TEXT
         try:
-            self._processor = sp = SentencePieceProcessor(model_proto=model + EVERY_BYTE_IS_TEXT)
+            self._processor = sp = SentencePieceProcessor(model_proto=self._model)
         except RuntimeError as error:
             raise Error(f"not a SentencePiece model: {error}") from None
-        self._model = model
         self.pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
         self.token_bytes = [self._bytes_of(i) for i in range(sp.vocab_size())]
         self.bos_id = sp.bos_id() if sp.bos_id() >= 0 else None
@@ -188,23 +200,22 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceTrainer
 
         model = BytesIO()
-        lines = (line for text in texts for line in text.split("\n") if line and "\0" not in line)
+        lines = (
+            line[start : start + LONGEST_LINE]
+            for text in texts
+            for line in re.split("[\n\0]", text)
+            for start in range(0, len(line), LONGEST_LINE)
+        )
         try:
             SentencePieceTrainer.train(
                 sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type="bpe",
                 byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True,
                 normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-                split_by_unicode_script=False, character_coverage=0.9999, max_sentence_length=1 << 14,
+                split_by_unicode_script=False, character_coverage=0.9999, max_sentence_length=4 * LONGEST_LINE,
                 unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
             )  # fmt: skip
         except RuntimeError as error:
-            most = re.search(r"<= (\d+)", str(error))
-            if "too high" in str(error) and most:
-                raise Error(
-                    f"the corpus is too small for a vocabulary of {vocab_size}: add text, or --set "
-                    f"tokenizer.vocab_size={most.group(1)}"
-                ) from None
-            raise Error(f"the tokenizer could not be trained: {str(error).splitlines()[-1]}") from None
+            raise Error(_why_not_trained(str(error), vocab_size)) from None
         return cls(model.getvalue())
 
     def _encode_text(self, text: str) -> list[int]:
@@ -219,12 +230,27 @@ class SentencePieceTokenizer(Tokenizer):
                 if piece[:cut] in known and piece[cut:] in known:
                     yield piece[:cut], piece[cut:]
 
+    def _rules(self) -> bytes:
+        return self._model
+
+    def _model_spec(self) -> dict[str, Any]:
+        """The `tokenizers` library's model: BPE, whose scores are the ranks of its merges, or Unigram.
+
+        Of a Unigram, SentencePiece adds the scores up in float32 and the library in float64: near-ties in a long text
+        may fall differently.
+        """
+        sp = self._processor
+        scores = [sp.get_score(i) for i in range(self.vocab_size)]
+        fallback = any(sp.is_byte(i) for i in range(self.vocab_size))
+        if all(score.is_integer() for score in scores):
+            return _bpe_spec({piece: i for i, piece in enumerate(self.pieces)}, list(self.merges()), fallback)
+        vocabulary = [list(pair) for pair in zip(self.pieces, scores, strict=True)]
+        return {"type": "Unigram", "unk_id": sp.unk_id(), "vocab": vocabulary, "byte_fallback": fallback}
+
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.model").write_bytes(self._model)
-        vocabulary = {piece: i for i, piece in enumerate(self.pieces)}
-        control = [
-            self.pieces[i] for i in (self._processor.unk_id(), self.bos_id, self.eos_id) if i is not None and i >= 0
-        ]
+        sp = self._processor
+        control = {i: p for i, p in enumerate(self.pieces) if sp.is_control(i) or sp.is_unknown(i)}
         normalizer = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
         decoders = [
             {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -232,26 +258,50 @@ class SentencePieceTokenizer(Tokenizer):
             {"type": "Fuse"},
         ]
         decoder = {"type": "Sequence", "decoders": decoders}
-        _write_hub_files(folder, vocabulary, list(self.merges()), control, normalizer, decoder, byte_fallback=True)
+        _write_tokenizer_json(folder, self._model_spec(), control, normalizer, decoder)
+        _write_tokenizer_config(folder, *(None if i is None else self.pieces[i] for i in (self.bos_id, self.eos_id)))
+
+
+def _why_not_trained(message: str, vocab_size: int) -> str:
+    """SentencePiece's reason for not training, in our words, with what to do."""
+    bytes_instead = "--set tokenizer.kind=byte"
+    if most := re.search(r"too high.*<= (\d+)", message):
+        size = int(most[1])
+        smaller = f"--set tokenizer.vocab_size={size}" if size >= SMALLEST_BPE else bytes_instead
+        return f"the corpus is too small for a vocabulary of {vocab_size}: add text, or {smaller}"
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"a vocabulary of {vocab_size} has no room for the corpus's many characters: "
+            f"--set tokenizer.vocab_size={least[1]} or more, or {bytes_instead}"
+        )
+    if "sentences_.empty()" in message:
+        return f"there is no text to train a tokenizer on: add some, or {bytes_instead}"
+    return f"the tokenizer could not be trained: {message.splitlines()[-1]}"
 
 
 class HubTokenizer(Tokenizer):
-    """A ready `tokenizer.json` (GPT-2's, Qwen's, …) through the `tokenizers` library."""
+    """A ready `tokenizer.json` (GPT-2's, Qwen's, …) through the `tokenizers` library.
+
+    As with SentencePiece nothing is added, dropped or rewritten: no space in front, no Unicode normalisation.
+    """
 
     def __init__(self, text: str, bos: str | None = None, eos: str | None = None) -> None:
         import tokenizers
 
+        spec = json.loads(text)
+        _make_literal(spec)
+        self._text, self._bos, self._eos = json.dumps(spec, ensure_ascii=False), bos, eos
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            self._tokenizer = tokenizers.Tokenizer.from_str(self._text)
         except Exception as error:  # the library raises bare Exception
             raise Error(f"not a tokenizer.json: {error}") from None
-        self._text, self._bos, self._eos = text, bos, eos
         self._tokenizer.encode_special_tokens = True  # a control token's name typed as text stays text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        spec = json.loads(text)
         control = {t["id"] for t in spec.get("added_tokens", []) if t.get("special")}
-        to_bytes = _byte_level_bytes if "ByteLevel" in text else _metaspace_bytes
+        byte_level = any(p["type"] == "ByteLevel" for name in STEPS for p in _parts(spec.get(name)))
+        to_bytes = _byte_level_bytes if byte_level else _metaspace_bytes
+        self._unspeakable = Tokenizer._unspeakable if byte_level else SentencePieceTokenizer._unspeakable
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
         self.token_bytes = [b""] * (max(pieces.values(), default=-1) + 1)
         added = {t["content"] for t in spec.get("added_tokens", [])}
@@ -261,12 +311,44 @@ class HubTokenizer(Tokenizer):
         self.bos_id = pieces.get(bos) if bos else None
         self.eos_id = pieces.get(eos) if eos else None
 
+    def _rules(self) -> bytes:
+        return self._text.encode()
+
     def _encode_text(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
         _write_tokenizer_config(folder, self._bos, self._eos)
+
+
+def _make_literal(spec: dict[str, Any]) -> None:
+    """Take out of a tokenizer.json what adds to a text or rewrites it: of its normalizer only what spells spaces
+    stays, and neither the pre-tokenizer nor the normalizer puts a space in front, which the decoder then strips."""
+    spec["normalizer"] = _without(spec.get("normalizer"), lambda kind: kind not in ("Replace", "ByteLevel"))
+    spec["decoder"] = _without(spec.get("decoder"), lambda kind: kind == "Strip")
+    for part in _parts(spec.get("pre_tokenizer")) + _parts(spec.get("decoder")):
+        if part.get("type") == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if part.get("type") in ("ByteLevel", "Metaspace"):
+            part["add_prefix_space"] = False
+
+
+def _parts(step: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or decoder, sequences taken apart."""
+    if step is None:
+        return []
+    inner = next((step[k] for k in ("normalizers", "pretokenizers", "decoders") if k in step), None)
+    return [step] if inner is None else [part for s in inner for part in _parts(s)]
+
+
+def _without(step: dict[str, Any] | None, unwanted: Callable[[str], bool]) -> dict[str, Any] | None:
+    """A normalizer or decoder without the steps whose type is `unwanted`; None where none is left."""
+    if step is None or step["type"] != "Sequence":
+        return None if step is None or unwanted(step["type"]) else step
+    name = "normalizers" if "normalizers" in step else "decoders"
+    kept = [s for inner in step[name] if (s := _without(inner, unwanted))]
+    return {"type": "Sequence", name: kept} if kept else None
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -288,26 +370,28 @@ def _metaspace_bytes(piece: str) -> bytes:
     return bytes([int(byte.group(1), 16)]) if byte else piece.replace(SPACE, " ").encode()
 
 
-def _write_hub_files(
-    folder: Path, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], control: Sequence[str],
-    normalizer: dict | None, decoder: dict, byte_fallback: bool,
-) -> None:  # fmt: skip
-    """`tokenizer.json` in the `tokenizers` library's format, and `tokenizer_config.json`."""
+def _bpe_spec(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], byte_fallback: bool) -> dict[str, Any]:
+    return {
+        "type": "BPE", "unk_token": UNK if UNK in vocabulary else None, "fuse_unk": False,
+        "byte_fallback": byte_fallback, "vocab": vocabulary, "merges": [list(pair) for pair in merges],
+    }  # fmt: skip
+
+
+def _write_tokenizer_json(
+    folder: Path, model: dict[str, Any], control: dict[int, str], normalizer: dict | None, decoder: dict
+) -> None:
+    """`tokenizer.json` in the `tokenizers` library's format."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     spec = {
         "version": "1.0",
-        "added_tokens": [{"id": vocabulary[c], "content": c, **flags} for c in control],
+        "added_tokens": [{"id": i, "content": piece, **flags} for i, piece in control.items()],
         "normalizer": normalizer,
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": decoder,
-        "model": {
-            "type": "BPE", "unk_token": UNK if UNK in vocabulary else None, "fuse_unk": False,
-            "byte_fallback": byte_fallback, "vocab": vocabulary, "merges": [list(pair) for pair in merges],
-        },
-    }  # fmt: skip
+        "model": model,
+    }
     (folder / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False, indent=1), encoding="utf-8")
-    _write_tokenizer_config(folder, BOS if BOS in control else None, EOS if EOS in control else None)
 
 
 def _write_tokenizer_config(folder: Path, bos: str | None, eos: str | None) -> None:
@@ -330,15 +414,23 @@ def load(path: Path) -> Tokenizer:
         if path.suffix != ".json":
             return SentencePieceTokenizer(path.read_bytes())
         text = path.read_text(encoding="utf-8")
-        spec = json.loads(text)
-        model = spec["model"]
-        if model["type"] == "BPE" and not model["merges"] and spec["normalizer"] is None:
-            ordered = sorted(model["vocab"], key=model["vocab"].__getitem__)
-            return CharTokenizer("".join(p for p in ordered if len(p) == 1), model["byte_fallback"])
-        bos, eos = _control_tokens(path.with_name("tokenizer_config.json"))
-        return HubTokenizer(text, bos, eos)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return _char_tokenizer(json.loads(text)) or HubTokenizer(
+            text, *_control_tokens(path.with_name("tokenizer_config.json"))
+        )
+    except Error as error:
+        raise Error(f"{path}: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise Error(f"{path}: cannot be read as a tokenizer ({type(error).__name__}: {error})") from None
+
+
+def _char_tokenizer(spec: dict[str, Any]) -> CharTokenizer | None:
+    """The CharTokenizer that wrote a tokenizer.json, if one did."""
+    model = spec["model"]
+    if model["type"] != "BPE" or model["merges"] or spec.get("normalizer") or spec.get("pre_tokenizer"):
+        return None
+    pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    tokenizer = CharTokenizer("".join(p for p in pieces if len(p) == 1), model["byte_fallback"])
+    return tokenizer if tokenizer.pieces == pieces else None
 
 
 def _control_tokens(config: Path) -> tuple[str | None, str | None]:
@@ -347,6 +439,8 @@ def _control_tokens(config: Path) -> tuple[str | None, str | None]:
     table = json.loads(config.read_text(encoding="utf-8"))
     names = (table.get("bos_token"), table.get("eos_token"))
     bos, eos = (n.get("content") if isinstance(n, dict) else n for n in names)
+    if not isinstance(bos, str | None) or not isinstance(eos, str | None):
+        raise TypeError(f"{config.name}: bos_token and eos_token must be text")
     return bos, eos
 
 

@@ -24,6 +24,8 @@ class Layout:
 
     class_name: str  # `architectures` in config.json
     fixed: dict[str, Any]  # what config.json says beside our own keys
+    defaults: dict[str, Any]  # what transformers takes for the keys of ours that a config.json leaves out
+    supported: dict[str, tuple[Any, ...]]  # values that mlxgpt runs, the default first, of keys it does not have
     transposed: str = r"(?!)"  # names stored [in, out] (GPT-2's Conv1D)
     prefix: str = ""  # an optional prefix of names on disk
     ignored: str = r"(?!)"  # names on disk that are no parameters of ours
@@ -33,13 +35,27 @@ LAYOUTS = {
     "gpt2": Layout(
         class_name="GPT2LMHeadModel",
         fixed={"activation_function": "gelu_new", "tie_word_embeddings": True},
+        defaults={"vocab_size": 50257},
+        supported={
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "tie_word_embeddings": (True,),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+        },
         transposed=r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight",
         prefix="transformer.",
-        ignored=r"h\.\d+\.attn\.(bias|masked_bias)|lm_head\.weight",
+        ignored=r"h\.\d+\.attn\.(bias|masked_bias)",
     ),
     "mistral": Layout(
         class_name="MistralForCausalLM",
         fixed={"hidden_act": "silu", "attention_dropout": 0.0, "use_cache": True},
+        defaults={
+            "vocab_size": 32000,
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-6,
+        },
+        supported={"hidden_act": ("silu", "swish")},
         ignored=r".*rotary_emb\.inv_freq",
     ),
 }
@@ -71,18 +87,24 @@ def hub_config(config: models.Config, tokenizer: tokenizers.Tokenizer | None, dt
 def config_from_hub(table: dict[str, Any]) -> models.Config:
     """The typed configuration that a config.json describes. Raises UsageError for what mlxgpt cannot run."""
     kind = table.get("model_type")
-    if kind not in models.ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in models.ARCHITECTURES:
         raise UsageError(f"model_type {kind!r} is not supported{nearest(str(kind), list(models.ARCHITECTURES))}")
-    cls = models.ARCHITECTURES[kind].Config
+    cls, layout = models.ARCHITECTURES[kind].Config, LAYOUTS[kind]
+    for name, values in layout.supported.items():
+        if (value := table.get(name, values[0])) not in values:
+            raise UsageError(f"{name} {value!r} is not supported: {' and '.join(map(repr, values))} can be run")
     known = {f.name for f in dataclasses.fields(cls)}
-    values = {k: v for k, v in table.items() if k in known}
+    ours = layout.defaults | {k: v for k, v in table.items() if k in known}
     if kind == "gpt2":
-        values["dropout"] = float(table.get("resid_pdrop", 0.0))
-        if table.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"):
-            raise UsageError(f"activation_function {table['activation_function']!r} is not supported: gelu_new is")
-    elif isinstance(rope := table.get("rope_parameters"), dict) and "rope_theta" in rope:
-        values["rope_theta"] = rope["rope_theta"]
-    return from_table(cls, values, "model")
+        ours["dropout"] = table.get("resid_pdrop", 0.0)
+    else:
+        rope = table.get("rope_parameters") or table.get("rope_scaling") or {}  # since transformers 5, and before
+        if not isinstance(rope, dict):
+            raise UsageError(f"the rotary positions must be a table, not {rope!r}")
+        if (scaling := rope.get("rope_type", rope.get("type", "default"))) != "default":
+            raise UsageError(f"rotary positions of type {scaling!r} are not supported: 'default' can be run")
+        ours["rope_theta"] = rope.get("rope_theta", ours.get("rope_theta", 10000.0))
+    return from_table(cls, ours, "model")
 
 
 def to_disk(model: models.Model) -> dict[str, mx.array]:
@@ -108,7 +130,8 @@ def from_disk(weights: dict[str, mx.array], config: models.Config) -> dict[str, 
 
 
 def check(model: models.Model, weights: dict[str, mx.array], where: Path) -> None:
-    """Raise one Error that names every tensor of `weights` that is missing, unexpected or mis-shaped for `model`."""
+    """Raise one Error that names every tensor of `weights` that is missing, unexpected, mis-shaped or not of a
+    floating-point type (quantized) for `model`."""
     expected = {name: p.shape for name, p in named_parameters(model).items()}
     missing = sorted(expected.keys() - weights.keys())
     unexpected = sorted(weights.keys() - expected.keys())
@@ -117,8 +140,13 @@ def check(model: models.Model, weights: dict[str, mx.array], where: Path) -> Non
         for name, shape in expected.items()
         if name in weights and weights[name].shape != shape
     ]
-    problems = [f"{label}: {', '.join(names)}" for label, names in
-                (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshaped)) if names]  # fmt: skip
+    mistyped = [
+        f"{name} is {str(w.dtype).removeprefix('mlx.core.')}"
+        for name, w in sorted(weights.items())
+        if not mx.issubdtype(w.dtype, mx.floating)
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "wrong shape": misshaped, "wrong type": mistyped}
+    problems = [f"{label}: {', '.join(names)}" for label, names in found.items() if names]
     if problems:
         raise Error(f"{where}: the tensors do not fit the model of config.json; " + "; ".join(problems))
 
@@ -141,7 +169,8 @@ def save_weights(path: Path, weights: dict[str, mx.array]) -> None:
 
 def read_tensors(folder: Path) -> dict[str, mx.array]:
     """Every tensor of a model folder by its name on disk, lazily: nothing is read until it is used. Raises Error."""
-    shards = sorted(folder.glob("model*.safetensors"))
+    whole = folder / "model.safetensors"
+    shards = [whole] if whole.is_file() else sorted(folder.glob("model-*.safetensors"))
     if not shards:
         raise Error(f"{folder} has no weights: model.safetensors is missing")
     tensors: dict[str, mx.array] = {}

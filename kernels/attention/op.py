@@ -41,9 +41,9 @@ def reference(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
 @mx.custom_function
 def _attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array, scale: mx.array) -> tuple[mx.array, mx.array]:
     """`reference` without dropout, for grouped q [B, Hkv, G, T, D] and k, v [B, Hkv, 1, S, D]; also the weights."""
-    scores = mx.where(mask, (q @ k.swapaxes(-1, -2)) * scale, -mx.inf)
+    scores = mx.where(mask, (q @ k.swapaxes(-1, -2)).astype(mx.float32) * scale, -mx.inf)
     weights = mx.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights * (1 / weights.sum(axis=-1, keepdims=True))
+    weights = (weights * (1 / weights.sum(axis=-1, keepdims=True))).astype(v.dtype)
     return weights @ v, weights
 
 
@@ -54,7 +54,7 @@ def _attend_vjp(primals, cotangents, outputs):
     out, weights = outputs
     d_out = cotangents[0]
     correction = (d_out * out).sum(axis=-1, keepdims=True)
-    d_scores = weights * (d_out @ v.swapaxes(-1, -2) - correction) * scale
+    d_scores = (weights * (d_out @ v.swapaxes(-1, -2) - correction) * scale).astype(q.dtype)
     d_k = (d_scores.swapaxes(-1, -2) @ q).sum(axis=2, keepdims=True)
     d_v = (weights.swapaxes(-1, -2) @ d_out).sum(axis=2, keepdims=True)
     return d_scores @ k, d_k, d_v, mx.zeros_like(mask), mx.zeros_like(scale)
@@ -78,7 +78,7 @@ def causal_attention(
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=None if T == S == 1 else mask)
     B, H, _, D = q.shape
     grouped = q.reshape(B, k.shape[1], -1, T, D)
-    k, v, factor = k[:, :, None], v[:, :, None], mx.array(scale, q.dtype)
+    k, v, factor = k[:, :, None], v[:, :, None], mx.array(scale)  # float32, as the scores are
     size = -(-T // BLOCKS) if T >= 32 * BLOCKS else T
     blocks = []
     for start in range(0, T, size):

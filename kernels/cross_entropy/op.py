@@ -23,7 +23,7 @@ def _exponentials(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
 def _cross_entropy_cpu(logits: mx.array, targets: mx.array) -> mx.array:
     _, total, top = _exponentials(logits)
     picked = mx.take_along_axis(logits, targets[..., None], axis=-1)
-    return (mx.log(total) + top - picked)[..., 0]
+    return (mx.log(total) + (top - picked))[..., 0]  # top and picked may be large and near each other
 
 
 @_cross_entropy_cpu.vjp

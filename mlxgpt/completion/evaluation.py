@@ -2,8 +2,10 @@
 
 import difflib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from mlxgpt.completion.suggest import Suggester
 
@@ -58,7 +60,8 @@ def pick_cursors(documents: Sequence[tuple[str, bytes]], count: int, seed: int) 
     return cursors
 
 
-def _lines(data: bytes):
+def _lines(data: bytes) -> Iterator[tuple[int, int, str]]:
+    """Each line's number from 1, where it starts, and its text."""
     start = 0
     for number, line in enumerate(data.split(b"\n"), 1):
         yield number, start, line.decode("utf-8", "surrogateescape")
@@ -85,7 +88,6 @@ def evaluate(
         completed += common_prefix(text, cursor.truth)
         show(cursor, text)
     n = max(1, len(cursors))
-    latencies.sort()
     characters = max(1, sum(len(c.truth) for c in cursors))
-    p50, p95 = (latencies[min(len(latencies) - 1, int(q * len(latencies)))] if latencies else 0.0 for q in (0.5, 0.95))
+    p50, p95 = np.percentile(latencies or [0.0], [50, 95]).tolist()
     return Scores(len(cursors), exact / n, similarity / n, completed / characters, p50, p95)

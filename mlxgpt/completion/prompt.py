@@ -29,7 +29,7 @@ def build(tokenizer: Tokenizer, prefix: bytes, budget: int) -> Prompt:
     """
     window = prefix[-8 * budget - 64 :]  # no need to tokenize what cannot fit
     if len(window) < len(prefix):
-        window = window[window.find(b"\n") + 1 :]
+        window = window[window.find(b"\n", 0, len(window) // 2) + 1 :]
     ids = tokenizer.encode(window)
     whole = len(window) == len(prefix)
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

@@ -15,8 +15,8 @@ from mlxgpt.config import DataConfig
 from mlxgpt.data import corpus
 from mlxgpt.data.shards import read_tokens
 from mlxgpt.errors import Error
+from mlxgpt.evaluation import Evaluation, Evaluator
 from mlxgpt.tokenizer import Tokenizer
-from mlxgpt.training.evaluation import Evaluation, Evaluator
 
 LENGTH = 512  # tokens a sequence where no run says how long its own were
 

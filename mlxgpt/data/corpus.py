@@ -359,9 +359,12 @@ def _hold_out(documents: list[Document], config: DataConfig) -> list[Document]:
 def _tail(document: Document, fraction: float) -> list[Document]:
     """The document in two, the last `fraction` of its bytes for validation; whole where it is too short."""
     cut = int(document.end * (1 - fraction))
-    with open(document.path, "rb") as file:
-        file.seek(cut)
-        after = file.read(4)
+    try:
+        with open(document.path, "rb") as file:
+            file.seek(cut)
+            after = file.read(4)
+    except OSError as error:
+        raise Error(f"cannot read {document.path}: {error.strerror}") from None
     cut += next((i for i, byte in enumerate(after) if byte & 0xC0 != 0x80), len(after))
     if not 0 < cut < document.end:
         return [document]

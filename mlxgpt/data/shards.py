@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt import tokenizer as tokenizers
 from mlxgpt.config import DataConfig, TokenizerConfig
 from mlxgpt.data import corpus
@@ -24,6 +25,7 @@ from mlxgpt.errors import Error
 
 FORMAT = 1  # raise it when the files or what goes into them change
 KEEP = 16  # corpora kept in the cache, the least recently used go first
+ABANDONED = 7 * 86400  # seconds after which a folder that is still being written is taken for a leftover
 SPLITS: tuple[corpus.Split, ...] = ("train", "validation")
 
 
@@ -61,52 +63,76 @@ def prepare(paths: Sequence[Path], data: DataConfig, tokenizer: TokenizerConfig,
         identity += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in _files(Path(tokenizer.path))]
     recipe = [FORMAT, dataclasses.asdict(data), dataclasses.asdict(tokenizer), identity]
     folder = cache / "corpora" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:20]
-    if (folder / "manifest.json").is_file():
-        os.utime(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return Shards(folder, manifest, tokenizers.load(folder)), True
+    if shards := _open(folder):
+        return shards, True
     shards = build(corpus.collect(sources, skipped, data), tokenizer, folder)
     _prune(folder.parent)
     return shards, False
 
 
+def _open(folder: Path) -> Shards | None:
+    """The shards in `folder`, now the most recently used; None where there are none or they are not whole."""
+    try:
+        os.utime(folder)
+        manifest = files.read_json(folder / "manifest.json")
+        shards = Shards(folder, manifest, tokenizers.load(folder))
+        size = np.dtype(manifest["dtype"]).itemsize
+        whole = manifest["tokenizer"] == shards.tokenizer.fingerprint() and all(
+            (folder / f"{split}.bin").stat().st_size == size * manifest["tokens"][split] for split in SPLITS
+        )
+    except (OSError, Error, KeyError, TypeError):
+        return None
+    return shards if whole else None
+
+
 def _files(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path][: path.exists()]
+    """What a ready tokenizer is read from."""
+    names = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+    places = [path / name for name in names] if path.is_dir() else [path, path.with_name(names[-1])]
+    return [place for place in places if place.is_file()]
 
 
 def build(documents: corpus.Corpus, config: TokenizerConfig, folder: Path) -> Shards:
-    """Train the tokenizer, write both splits and the manifest; `folder` appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    """Train the tokenizer, write both splits and the manifest; `folder` appears whole or not at all. Raises Error.
+
+    What else was at `folder` goes, but for the same shards, when another process was quicker to write them.
+    """
+    tokenizer = tokenizers.make(config, sample(documents, config))
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     try:
-        tokenizer = tokenizers.make(config, sample(documents, config))
-        tokenizer.save(partial)
-        dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-        sources: list[dict[str, Any]] = []
-        for split in SPLITS:
-            with open(partial / f"{split}.bin", "wb") as file:
-                for document in documents.split(split):
-                    start = file.tell()
-                    size = _write_document(document, tokenizer, dtype, file)
-                    count = (file.tell() - start) // np.dtype(dtype).itemsize
-                    sources.append({"name": document.name, "path": str(document.path), "sha256": document.sha256,
-                                    "split": split, "bytes": size, "tokens": count})  # fmt: skip
-        manifest = {
-            "format": FORMAT, "dtype": dtype, "tokenizer": tokenizer.fingerprint(),
-            "documents": {s: len(documents.split(s)) for s in SPLITS},
-            "bytes": {s: sum(d["bytes"] for d in sources if d["split"] == s) for s in SPLITS},
-            "tokens": {s: sum(d["tokens"] for d in sources if d["split"] == s) for s in SPLITS},
-            "skipped": documents.skipped, "sources": sources,
-        }  # fmt: skip
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if folder.exists():  # without its manifest: cut short, or another process was quicker
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        files.discard(folder)
+        with files.folder(folder) as partial:
+            tokenizer.save(partial)
+            manifest = _write(documents, tokenizer, dtype, partial)
+            (partial / "manifest.json").write_text(files.to_json(manifest), encoding="utf-8")
     except OSError as error:
-        raise Error(f"the corpus could not be written to {folder.parent}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise Error(f"{folder.parent} cannot be made: {error.strerror}; MLXGPT_CACHE names another cache") from None
+    except Error:
+        if not (shards := _open(folder)):
+            raise
+        return shards
     return Shards(folder, manifest, tokenizers.load(folder))
+
+
+def _write(documents: corpus.Corpus, tokenizer: tokenizers.Tokenizer, dtype: str, folder: Path) -> dict[str, Any]:
+    """Write both splits' tokens into `folder`; returns the manifest."""
+    sources: list[dict[str, Any]] = []
+    for split in SPLITS:
+        with open(folder / f"{split}.bin", "wb") as file:
+            for document in documents.split(split):
+                start = file.tell()
+                size = _write_document(document, tokenizer, dtype, file)
+                count = (file.tell() - start) // np.dtype(dtype).itemsize
+                sources.append({"name": document.name, "path": str(document.path), "sha256": document.sha256,
+                                "split": split, "bytes": size, "tokens": count})  # fmt: skip
+    return {
+        "format": FORMAT, "dtype": dtype, "tokenizer": tokenizer.fingerprint(),
+        "documents": {s: len(documents.split(s)) for s in SPLITS},
+        "bytes": {s: sum(d["bytes"] for d in sources if d["split"] == s) for s in SPLITS},
+        "tokens": {s: sum(d["tokens"] for d in sources if d["split"] == s) for s in SPLITS},
+        "skipped": documents.skipped, "sources": sources,
+    }  # fmt: skip
 
 
 def _write_document(document: corpus.Document, tokenizer: tokenizers.Tokenizer, dtype: str, file) -> int:
@@ -135,6 +161,17 @@ def sample(documents: corpus.Corpus, config: TokenizerConfig) -> Iterator[str]:
 
 
 def _prune(folder: Path) -> None:
-    kept = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: -p.stat().st_mtime)
-    for old in kept[KEEP:]:
-        shutil.rmtree(old, ignore_errors=True)
+    """Remove the corpora that were used longest ago, and what a process that was killed left half-written."""
+    used = sorted(((_used(p), p) for p in folder.iterdir()), reverse=True)
+    kept = [path for _, path in used if not path.name.startswith(".")][:KEEP]
+    for when, path in used:
+        half_written = path.name.startswith(".") and when > time.time() - ABANDONED
+        if path not in kept and not half_written:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # removed by another process meanwhile
+        return 0.0

@@ -50,7 +50,7 @@ class Decoder:
         return self.model.logits(features[:, -1])
 
     def step(self, token: mx.array) -> mx.array:
-        """Append one token, int32 [1]. Lazy: nothing is computed until the logits are."""
+        """Append one token, int32 [1], to a prefilled cache. Lazy: nothing is computed until the logits are."""
         self._fit(1)
         for cache in self.caches:
             cache.reserve(1)

@@ -50,7 +50,7 @@ class Chooser:
         samplers = _mlx_lm_samplers()
         self._sampler = samplers.make_sampler(
             temp=sampling.temperature, top_p=sampling.top_p if sampling.top_p < 1 else 0.0,
-            top_k=min(sampling.top_k, vocab_size - 1), min_p=sampling.min_p,
+            top_k=sampling.top_k if sampling.top_k < vocab_size else 0, min_p=sampling.min_p,
         )  # fmt: skip
         penalty = sampling.repetition_penalty
         self._processors = samplers.make_logits_processors(repetition_penalty=penalty if penalty != 1 else None)

@@ -14,7 +14,8 @@ Model = gpt2.Model | mistral.Model
 def config_from_table(table: dict[str, Any]) -> Config:
     """The typed configuration of a recipe's [model] table, whose `type` names the architecture."""
     kind = table["type"]
-    require(kind in ARCHITECTURES, f"model.type '{kind}' is unknown{nearest(str(kind), list(ARCHITECTURES))}")
+    known = isinstance(kind, str) and kind in ARCHITECTURES
+    require(known, f"model.type '{kind}' is unknown{nearest(str(kind), list(ARCHITECTURES))}")
     return from_table(ARCHITECTURES[kind].Config, {k: v for k, v in table.items() if k != "type"}, "model")
 
 

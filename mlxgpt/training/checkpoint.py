@@ -16,7 +16,7 @@ from mlxgpt.models.layers import named_parameters
 
 @dataclass
 class Position:
-    """Where a run stands: steps done, seconds trained, the progress at which its warm-up ended, its best evaluation."""
+    """Where a run stands: steps done, seconds they took, evaluations done, the best one's loss and step."""
 
     step: int = 0
     elapsed: float = 0.0
@@ -34,15 +34,24 @@ def latest(run: Path) -> Path | None:
     return max(run.glob("training/checkpoint-*"), default=None)
 
 
+def newest(run: Path) -> Path:
+    """`latest`, where there must be one. Raises Error."""
+    found = latest(run)
+    if found is None:
+        raise Error(f"{run} has no checkpoint to resume from: start the run again with --force")
+    return found
+
+
 def save(run: Path, model: Model, optimizer: optim.Optimizer, position: Position) -> Path:
     """Write a checkpoint and then remove the ones before it. Raises Error; the one before then stays whole."""
     path = _folder(run, position.step)
     older = [p for p in run.glob("training/checkpoint-*") if p != path]
+    older += run.glob("training/.checkpoint-*")  # a killed process's, half written
     if not path.exists():
         with files.folder(path) as partial:
             mx.save_safetensors(str(partial / "model.safetensors"), named_parameters(model))
             mx.save_safetensors(str(partial / "optimizer.safetensors"), dict(tree_flatten(optimizer.state)))
-            (partial / "state.json").write_text(files.to_json(asdict(position)))
+            files.write_json(partial / "state.json", asdict(position))
     for old in older:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -50,13 +59,14 @@ def save(run: Path, model: Model, optimizer: optim.Optimizer, position: Position
 
 def restore(path: Path, model: Model, optimizer: optim.Optimizer) -> Position:
     """Put a checkpoint's weights and optimizer state back, bit for bit. Raises Error when it is damaged."""
-    position = Position(**files.read_json(path / "state.json"))
+    table = files.read_json(path / "state.json")
     try:
+        position = Position(**table)
         weights = mx.load(str(path / "model.safetensors"))
         state = mx.load(str(path / "optimizer.safetensors"))
         model.load_weights(list(weights.items()))  # type: ignore[union-attr]
         optimizer.state = tree_unflatten(list(state.items()))  # type: ignore[union-attr]
         mx.eval(model.state, optimizer.state)
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise Error(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     return position

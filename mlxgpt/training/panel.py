@@ -98,9 +98,11 @@ class Panel:
             self._draw()
 
     def evaluation(self, record: Record) -> None:
-        """Take in one evaluation and show it at once."""
+        """Take in one evaluation and show it at once, after the step it belongs to."""
+        if self._console is None and not self._shown:
+            self._draw()
         self._last = record
-        if record.get("best", record["val_loss"] < self._best.get("val_loss", math.inf)):
+        if record["best"]:
             self._best = record
         numbers = f"val_loss {fixed(record['val_loss'])}  val_bpb {fixed(record.get('val_bpb'))}"
         self.note(f"step {record['step']:,}  {numbers}{', best' if self._best is record else ''}")

@@ -4,7 +4,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mlxgpt import files
 from mlxgpt.errors import Error
 from mlxgpt.training.panel import clean, duration, fixed, scaled
 
@@ -79,14 +79,9 @@ PAGE = """<!DOCTYPE html>
 
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html` whole or not at all, and return its path."""
-    target, temporary = run / "report.html", run / f".report.{os.getpid()}.html"
-    page = _page(run)
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write `run/report.html` whole or not at all, and return its path. Raises Error."""
+    target, page = run / "report.html", _page(run)
+    files.write(target, lambda partial: partial.write_text(page, encoding="utf-8"))
     return target
 
 

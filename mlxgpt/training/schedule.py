@@ -1,6 +1,7 @@
-"""The learning rate as a function of how far the run is."""
+"""How far a run is, and the learning rate as a function of that."""
 
 import math
+from dataclasses import dataclass
 
 from mlxgpt.config import OptimizerConfig
 
@@ -22,3 +23,31 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: f
     else:
         rate = config.lr
     return ramp * rate
+
+
+@dataclass
+class Clock:
+    """How far a run is, by its steps or, where `minutes` is not 0, by the time they took.
+
+    Only steps count. Evaluations do not: they would leave a short run no time to decay its learning rate. Nor does a
+    process's first step, most of which is compilation.
+    """
+
+    steps: int
+    minutes: float
+    elapsed: float = 0.0  # seconds, of the run's earlier processes too
+    _compiled: bool = False
+
+    def count(self, seconds: float) -> None:
+        """Take in the time of one step."""
+        self.elapsed += seconds if self._compiled else 0.0
+        self._compiled = True
+
+    def progress(self, step: int) -> float:
+        """The share of the run that is done, 0 to 1, when `step` steps are."""
+        return min(1.0, self.elapsed / (60 * self.minutes) if self.minutes else step / self.steps)
+
+    def rate(self, config: OptimizerConfig, step: int) -> float:
+        """The learning rate of step `step`, from 0."""
+        warmup = 0.0 if self.minutes else min(0.99, config.warmup_steps / self.steps)
+        return learning_rate(config, step, self.progress(step), warmup)

@@ -1,70 +1,79 @@
 """`mlxgpt train`, whole: recipe, corpus, run, report."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxgpt import backend, config, files
 from mlxgpt.config import Recipe, require
 from mlxgpt.data import shards
 from mlxgpt.errors import Error, UsageError
 
+if TYPE_CHECKING:
+    from mlxgpt.training.loop import Summary
+
+DEFAULT_RECIPE = "tiny"
+
 
 def run(
     paths: Sequence[Path],
-    recipe_name: str,
+    recipe_name: str | None,
     settings: Sequence[str],
     out: Path,
     resume: bool = False,
     force: bool = False,
 ) -> None:
-    """Train in folder `out`: a fresh run from a recipe, or the one that is there, resumed. Raises Error, UsageError."""
-    existing = (out / "training").exists()
+    """Train in folder `out`: a fresh run of a recipe (None: the default), or the one that is there, resumed.
+
+    Raises UsageError and Error; what went wrong is then said in one line, and an earlier run in `out` is whole
+    unless `force` let its place be taken.
+    """
+    require(not out.is_file(), f"--out {out} is a file; a folder is needed")
     if resume:
-        require(existing, f"--resume: there is no run in {out}")
-        paths, recipe = _stored(out, paths)
+        fresh = paths or recipe_name or settings or force
+        require(not fresh, "--resume goes on with the run as it began: with --out and nothing else")
+        require((out / "training").is_dir(), f"--resume: there is no run in {out}")
+        paths, recipe = _stored(out)
     else:
-        require(force or not existing, f"{out} already holds a run: --resume goes on with it, --force replaces it")
-        require(not out.is_file(), f"--out {out} is a file; a folder is needed")
-        recipe = config.load_recipe(recipe_name, settings)
+        taken = next((name for name in ("training", "config.json", "model.safetensors") if (out / name).exists()), None)
+        what = "run" if taken == "training" else "model"
+        advice = "--resume goes on with it, --force replaces it" if taken == "training" else "--force replaces it"
+        require(force or not taken, f"{out} already holds a {what}: {advice}")
+        recipe = config.load_recipe(recipe_name or DEFAULT_RECIPE, settings)
     backend.start()
+    from mlxgpt import models
     from mlxgpt.training.loop import Run
     from mlxgpt.training.panel import Panel
     from mlxgpt.training.report import write_report
 
+    models.config_from_table(recipe.model)  # before the corpus is read: that may take long
     with Panel(f"mlxgpt train {out}") as panel:
-        panel.note(_data_line("reading the corpus", None))
+        panel.note("reading the corpus")
         data, cached = shards.prepare(paths, recipe.data, recipe.tokenizer, backend.cache_dir())
         panel.note(_data_line("corpus, from the cache" if cached else "corpus", data.manifest))
         if resume:
             _check_unchanged(out, data.manifest)
-        elif existing:
-            shutil.rmtree(out / "training")
-            (out / "model.safetensors").unlink(missing_ok=True)
         training = Run(recipe, data, out, resume)
         if not resume:
-            table = {
-                **config.to_table(recipe),
-                "parameters": training.parameters,
-                "paths": [str(p.resolve()) for p in paths],
-            }
-            files.write_json(out / "training" / "recipe.json", table)
+            training.begin(paths)
         panel.note(f"model: {recipe.model['type']}, {training.parameters:,} parameters, on {backend.device()}")
         summary = training.train(panel)
-        panel.note(_closing_line(summary))
-    report = write_report(out)
-    print(f"model {out}\nreport {report}")
+    panel.note(_closing_line(summary, out))
+    print(f"model {out}")
+    print(f"report {write_report(out)}")
 
 
-def _stored(out: Path, paths: Sequence[Path]) -> tuple[list[Path], Recipe]:
-    table = files.read_json(out / "training" / "recipe.json")
-    if paths:
-        raise UsageError("--resume takes no PATHS: the run goes on with its own")
-    sections: dict[str, Any] = {
-        name: config.from_table(cls, table[name], name) for name, cls in config.SECTIONS.items()
-    }
-    return [Path(p) for p in table["paths"]], Recipe(model=table["model"], **sections)
+def _stored(out: Path) -> tuple[list[Path], Recipe]:
+    """The paths and the recipe that the run in `out` began with. Raises Error."""
+    path = out / "training" / "recipe.json"
+    table = files.read_json(path)
+    try:
+        sections: dict[str, Any] = {
+            name: config.from_table(cls, table[name], name) for name, cls in config.SECTIONS.items()
+        }
+        return [Path(p) for p in table["paths"]], Recipe(model=table["model"], **sections)
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        raise Error(f"{path} is damaged: {error}") from None
 
 
 def _check_unchanged(out: Path, manifest: dict) -> None:
@@ -73,16 +82,12 @@ def _check_unchanged(out: Path, manifest: dict) -> None:
         return
     before = {d["path"]: d["sha256"] for d in then["sources"]}
     now = {d["path"]: d["sha256"] for d in manifest["sources"]}
-    changed = sorted(p for p in before.keys() | now.keys() if before.get(p) != now.get(p))
-    raise Error(
-        f"the corpus is not the one this run began with ({len(changed)} files differ, such as "
-        f"{changed[0] if changed else 'the tokenizer'}): start a new run"
-    )
+    changed = sorted(p for p in before.keys() | now.keys() if before.get(p) != now.get(p)) or ["the tokenizer"]
+    named = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    raise Error(f"the corpus is not the one this run began with: changed is {named}; start a new run")
 
 
-def _data_line(what: str, manifest: dict | None) -> str:
-    if manifest is None:
-        return what
+def _data_line(what: str, manifest: dict) -> str:
     documents, size, tokens = (manifest[k] for k in ("documents", "bytes", "tokens"))
     skipped = ", ".join(f"{n} {reason}" for reason, n in sorted(manifest["skipped"].items()))
     return (
@@ -92,7 +97,8 @@ def _data_line(what: str, manifest: dict | None) -> str:
     )
 
 
-def _closing_line(summary) -> str:
-    end = "stopped" if summary.interrupted else "done"
+def _closing_line(summary: "Summary", out: Path) -> str:
     loss = f", val_loss {summary.val_loss:.4f}, val_bpb {summary.val_bpb:.4f}" if summary.val_loss is not None else ""
-    return f"{end} at step {summary.step} after {summary.elapsed / 60:.1f} minutes{loss}"
+    end = "stopped" if summary.interrupted else "done"
+    line = f"{end} at step {summary.step:,} after {summary.elapsed / 60:.1f} minutes of training{loss}"
+    return line + (f"; `mlxgpt train --resume --out {out}` goes on" if summary.interrupted else "")

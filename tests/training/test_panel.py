@@ -111,6 +111,16 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(clock):
     assert [line.split()[1] for line in lines(stream)[1:]] == ["1", "4", "7", "8"]
 
 
+def test_a_step_comes_before_its_evaluation_and_needs_no_validation_split(clock):
+    stream = io.StringIO()
+    with Panel("t", stream) as view:
+        for n in (1, 2):
+            view.train(step(n))
+        view.evaluation(score(2, 1.0, sample="") | {"val_loss": None, "val_bpb": None})
+    assert [line.split("  ")[0] for line in lines(stream)[1:]] == ["step 1", "step 2", "step 2"]
+    assert lines(stream)[-1] == "step 2  val_loss –  val_bpb –, best"
+
+
 def test_the_last_line_is_not_repeated(clock):
     stream = io.StringIO()
     with Panel("t", stream) as view:

@@ -1,0 +1,54 @@
+"""`metrics.jsonl`: what every step and every evaluation measured, one JSON object a line."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from mlxgpt import files
+from mlxgpt.errors import Error
+
+
+class Metrics:
+    """Appends records to a file that is new, or that keeps its records up to a step when a run is resumed.
+
+    A context manager. Each record is on disk, for other processes to read, when `write` returns.
+    """
+
+    def __init__(self, path: Path, keep_until: int | None = None) -> None:
+        """Open `path`; records of steps after `keep_until` are dropped, and all of them where it is None.
+
+        Raises Error when the file cannot be written.
+        """
+        kept = b""
+        if keep_until is not None and path.is_file():
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = b"".join(line for line in lines if (step := _step(line)) is not None and step <= keep_until)
+        files.write(path, lambda partial: partial.write_bytes(kept))
+        self._path = path
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed on leaving the context)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record; a number that JSON lacks (NaN) becomes null. Raises Error."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        line = json.dumps(finite).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            why = files.reason(error, self._path.parent)
+            raise Error(f"{self._path} could not be written ({why}); --resume goes on from the checkpoint") from None
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a record, None for half a line or anything else that is no record."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None

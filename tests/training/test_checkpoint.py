@@ -1,0 +1,124 @@
+"""Checkpoints: bit for bit, whole or not there, one at a time."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxgpt import files
+from mlxgpt.config import OptimizerConfig
+from mlxgpt.errors import Error
+from mlxgpt.models import gpt2
+from mlxgpt.models.layers import named_parameters
+from mlxgpt.training import checkpoint, optimizers
+from mlxgpt.training.checkpoint import Position
+from mlxgpt.training.step import make_step
+
+CONFIG = gpt2.Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+BATCH = mx.array(np.random.default_rng(0).integers(0, 20, (4, 8)).astype(np.int32))
+
+
+def make(seed: int = 0):
+    mx.random.seed(seed)
+    model = gpt2.Model(CONFIG)
+    model.init_weights()
+    return model, optimizers.make(OptimizerConfig())
+
+
+def stepper(model, optimizer):
+    return lambda: make_step(model, optimizer, 1.0, mx.float32)([(BATCH, BATCH)])[0].item()
+
+
+def content(model, optimizer) -> dict[str, bytes]:
+    arrays = named_parameters(model) | dict(tree_flatten(optimizer.state))
+    return {name: bytes(memoryview(np.array(a)).cast("B")) for name, a in arrays.items()}
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "training").mkdir()
+    return tmp_path
+
+
+def test_everything_comes_back_and_training_goes_on_as_if_nothing_was(run):
+    model, optimizer = make()
+    step = stepper(model, optimizer)
+    for _ in range(3):
+        step()
+    position = Position(step=3, elapsed=1.25, evaluations=1, best_loss=2.5, best_step=2)
+    path = checkpoint.save(run, model, optimizer, position)
+    again, its_optimizer = make(seed=9)
+    assert checkpoint.restore(path, again, its_optimizer) == position
+    assert content(again, its_optimizer) == content(model, optimizer)
+    other = stepper(again, its_optimizer)
+    assert [step(), step()] == [other(), other()]
+    assert content(again, its_optimizer) == content(model, optimizer)
+
+
+def test_the_newest_is_kept_and_half_written_ones_are_swept(run):
+    model, optimizer = make()
+    optimizer.init(model.parameters())
+    with pytest.raises(Error, match="no checkpoint to resume from"):
+        checkpoint.newest(run)
+    (run / "training" / ".checkpoint-00000002-abc").mkdir()
+    assert checkpoint.latest(run) is None
+    for step in (2, 10):
+        checkpoint.save(run, model, optimizer, Position(step=step))
+    assert [p.name for p in (run / "training").iterdir()] == ["checkpoint-00000010"]
+    assert checkpoint.newest(run) == run / "training" / "checkpoint-00000010"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "empty", "other"])
+def test_damage_is_one_clear_line(run, name, damage):
+    model, optimizer = make()
+    stepper(model, optimizer)()
+    path = checkpoint.save(run, model, optimizer, Position(step=1))
+    file = path / name
+    data = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    elif damage == "other":  # whole, but not what belongs here
+        if name == "state.json":
+            file.write_text(json.dumps({"step": 1, "colour": "red"}))
+        else:
+            mx.save_safetensors(str(file), {"x": mx.zeros(3)})
+    else:
+        file.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    with pytest.raises(Error, match=r"checkpoint-00000001.*(damaged|missing|cannot be read)") as caught:
+        checkpoint.restore(path, *make(1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_leaves_the_one_before_whole(run, monkeypatch):
+    model, optimizer = make()
+    step = stepper(model, optimizer)
+    step()
+    before = checkpoint.save(run, model, optimizer, Position(step=1))
+    expected = content(model, optimizer)
+    step()
+    real = mx.save_safetensors
+
+    def half(path: str, arrays: dict) -> None:
+        real(path, arrays)
+        if "optimizer" in path:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(mx, "save_safetensors", half)
+    with pytest.raises(Error, match=r"checkpoint-00000002 could not be written \(.*No space left"):
+        checkpoint.save(run, model, optimizer, Position(step=2))
+    assert list((run / "training").iterdir()) == [before]
+    again = make(5)
+    assert checkpoint.restore(before, *again).step == 1
+    assert content(*again) == expected
+
+
+def test_the_state_file_is_plain_json(run):
+    model, optimizer = make()
+    optimizer.init(model.parameters())
+    path = checkpoint.save(run, model, optimizer, Position(step=4, elapsed=2.0))
+    assert files.read_json(path / "state.json") == {
+        "step": 4, "elapsed": 2.0, "evaluations": 0, "best_loss": None, "best_step": 0,
+    }  # fmt: skip
