@@ -162,7 +162,7 @@ def _fetch(repo: str, revision: str | None, check: Callable[[Path], Any] | None)
     commit = re.fullmatch(r"[0-9a-f]{40}", revision or "")  # never changes
     if folder and not lacking and (commit or constants.HF_HUB_OFFLINE):
         return folder
-    problem = "HF_HUB_OFFLINE is set"
+    problem = "HF_HUB_OFFLINE is set (unset it to download)"
     if not constants.HF_HUB_OFFLINE:
         try:
             return _download(repo, revision, check)

@@ -8,24 +8,23 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mlxgpt import tokenizer_json
 from mlxgpt.config import SMALLEST_BPE, TokenizerConfig
 from mlxgpt.errors import Error, UsageError
+from mlxgpt.tokenizer_json import SPACE
 
-BOS, EOS, UNK = "<s>", "</s>", "<unk>"
-SPACE = "▁"  # U+2581, SentencePiece's spelling of a space
+BOS, EOS = "<s>", "</s>"
 # Protocol buffers merge what is appended: ModelProto.normalizer_spec (field 3) gets an empty precompiled_charsmap (2),
 # and add_dummy_prefix (3) and remove_extra_whitespaces (4) set to false: nothing is added, dropped or rewritten.
 EVERY_BYTE_IS_TEXT = bytes([3 << 3 | 2, 6, 2 << 3 | 2, 0, 3 << 3, 0, 4 << 3, 0])
-STEPS = ("normalizer", "pre_tokenizer", "decoder")  # of a tokenizer.json, beside its model
 LONGEST_LINE = 1 << 12  # characters; SentencePiece is trained on longer lines in parts
-BYTE = re.compile(r"<0x([0-9A-F]{2})>\Z")
 
 
 class Tokenizer:
@@ -159,11 +158,11 @@ class CharTokenizer(Tokenizer):
         return self._encode_text(text)  # exact by construction
 
     def save(self, folder: Path) -> None:
-        model = _bpe_spec({piece: i for i, piece in enumerate(self.pieces)}, [], self.byte_fallback)
+        model = tokenizer_json.bpe_spec({piece: i for i, piece in enumerate(self.pieces)}, [], self.byte_fallback)
         decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
         control = {} if self.bos_id is None or self.eos_id is None else {self.bos_id: BOS, self.eos_id: EOS}
-        _write_tokenizer_json(folder, model, control, None, decoder)
-        _write_tokenizer_config(folder, *((BOS, EOS) if control else (None, None)))
+        tokenizer_json.write(folder, model, control, None, decoder)
+        tokenizer_json.write_config(folder, *((BOS, EOS) if control else (None, None)))
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -243,7 +242,9 @@ class SentencePieceTokenizer(Tokenizer):
         scores = [sp.get_score(i) for i in range(self.vocab_size)]
         fallback = any(sp.is_byte(i) for i in range(self.vocab_size))
         if all(score.is_integer() for score in scores):
-            return _bpe_spec({piece: i for i, piece in enumerate(self.pieces)}, list(self.merges()), fallback)
+            return tokenizer_json.bpe_spec(
+                {piece: i for i, piece in enumerate(self.pieces)}, list(self.merges()), fallback
+            )
         vocabulary = [list(pair) for pair in zip(self.pieces, scores, strict=True)]
         return {"type": "Unigram", "unk_id": sp.unk_id(), "vocab": vocabulary, "byte_fallback": fallback}
 
@@ -258,8 +259,10 @@ class SentencePieceTokenizer(Tokenizer):
             {"type": "Fuse"},
         ]
         decoder = {"type": "Sequence", "decoders": decoders}
-        _write_tokenizer_json(folder, self._model_spec(), control, normalizer, decoder)
-        _write_tokenizer_config(folder, *(None if i is None else self.pieces[i] for i in (self.bos_id, self.eos_id)))
+        tokenizer_json.write(folder, self._model_spec(), control, normalizer, decoder)
+        tokenizer_json.write_config(
+            folder, *(None if i is None else self.pieces[i] for i in (self.bos_id, self.eos_id))
+        )
 
 
 def _why_not_trained(message: str, vocab_size: int) -> str:
@@ -289,7 +292,7 @@ class HubTokenizer(Tokenizer):
         import tokenizers
 
         spec = json.loads(text)
-        _make_literal(spec)
+        tokenizer_json.make_literal(spec)
         self._text, self._bos, self._eos = json.dumps(spec, ensure_ascii=False), bos, eos
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(self._text)
@@ -299,8 +302,10 @@ class HubTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         control = {t["id"] for t in spec.get("added_tokens", []) if t.get("special")}
-        byte_level = any(p["type"] == "ByteLevel" for name in STEPS for p in _parts(spec.get(name)))
-        to_bytes = _byte_level_bytes if byte_level else _metaspace_bytes
+        byte_level = any(
+            p["type"] == "ByteLevel" for name in tokenizer_json.STEPS for p in tokenizer_json.parts(spec.get(name))
+        )
+        to_bytes = tokenizer_json.byte_level_bytes if byte_level else tokenizer_json.metaspace_bytes
         self._unspeakable = Tokenizer._unspeakable if byte_level else SentencePieceTokenizer._unspeakable
         pieces = self._tokenizer.get_vocab(with_added_tokens=True)
         self.token_bytes = [b""] * (max(pieces.values(), default=-1) + 1)
@@ -319,88 +324,7 @@ class HubTokenizer(Tokenizer):
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text(self._text, encoding="utf-8")
-        _write_tokenizer_config(folder, self._bos, self._eos)
-
-
-def _make_literal(spec: dict[str, Any]) -> None:
-    """Take out of a tokenizer.json what adds to a text or rewrites it: of its normalizer only what spells spaces
-    stays, and neither the pre-tokenizer nor the normalizer puts a space in front, which the decoder then strips."""
-    spec["normalizer"] = _without(spec.get("normalizer"), lambda kind: kind not in ("Replace", "ByteLevel"))
-    spec["decoder"] = _without(spec.get("decoder"), lambda kind: kind == "Strip")
-    for part in _parts(spec.get("pre_tokenizer")) + _parts(spec.get("decoder")):
-        if part.get("type") == "Metaspace":
-            part["prepend_scheme"] = "never"
-        if part.get("type") in ("ByteLevel", "Metaspace"):
-            part["add_prefix_space"] = False
-
-
-def _parts(step: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, sequences taken apart."""
-    if step is None:
-        return []
-    inner = next((step[k] for k in ("normalizers", "pretokenizers", "decoders") if k in step), None)
-    return [step] if inner is None else [part for s in inner for part in _parts(s)]
-
-
-def _without(step: dict[str, Any] | None, unwanted: Callable[[str], bool]) -> dict[str, Any] | None:
-    """A normalizer or decoder without the steps whose type is `unwanted`; None where none is left."""
-    if step is None or step["type"] != "Sequence":
-        return None if step is None or unwanted(step["type"]) else step
-    name = "normalizers" if "normalizers" in step else "decoders"
-    kept = [s for inner in step[name] if (s := _without(inner, unwanted))]
-    return {"type": "Sequence", name: kept} if kept else None
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in set(plain)]
-    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
-_ALPHABET = _byte_level_alphabet()
-
-
-def _byte_level_bytes(piece: str) -> bytes:
-    return bytes(_ALPHABET[c] for c in piece) if all(c in _ALPHABET for c in piece) else piece.encode()
-
-
-def _metaspace_bytes(piece: str) -> bytes:
-    byte = BYTE.match(piece)
-    return bytes([int(byte.group(1), 16)]) if byte else piece.replace(SPACE, " ").encode()
-
-
-def _bpe_spec(vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], byte_fallback: bool) -> dict[str, Any]:
-    return {
-        "type": "BPE", "unk_token": UNK if UNK in vocabulary else None, "fuse_unk": False,
-        "byte_fallback": byte_fallback, "vocab": vocabulary, "merges": [list(pair) for pair in merges],
-    }  # fmt: skip
-
-
-def _write_tokenizer_json(
-    folder: Path, model: dict[str, Any], control: dict[int, str], normalizer: dict | None, decoder: dict
-) -> None:
-    """`tokenizer.json` in the `tokenizers` library's format."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    spec = {
-        "version": "1.0",
-        "added_tokens": [{"id": i, "content": piece, **flags} for i, piece in control.items()],
-        "normalizer": normalizer,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": model,
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _write_tokenizer_config(folder: Path, bos: str | None, eos: str | None) -> None:
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
-    config |= {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        tokenizer_json.write_config(folder, self._bos, self._eos)
 
 
 def load(path: Path) -> Tokenizer:
@@ -415,7 +339,7 @@ def load(path: Path) -> Tokenizer:
             return SentencePieceTokenizer(path.read_bytes())
         text = path.read_text(encoding="utf-8")
         return _char_tokenizer(json.loads(text)) or HubTokenizer(
-            text, *_control_tokens(path.with_name("tokenizer_config.json"))
+            text, *tokenizer_json.control_tokens(path.with_name("tokenizer_config.json"))
         )
     except Error as error:
         raise Error(f"{path}: {error}") from None
@@ -431,17 +355,6 @@ def _char_tokenizer(spec: dict[str, Any]) -> CharTokenizer | None:
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
     tokenizer = CharTokenizer("".join(p for p in pieces if len(p) == 1), model["byte_fallback"])
     return tokenizer if tokenizer.pieces == pieces else None
-
-
-def _control_tokens(config: Path) -> tuple[str | None, str | None]:
-    if not config.is_file():
-        return None, None
-    table = json.loads(config.read_text(encoding="utf-8"))
-    names = (table.get("bos_token"), table.get("eos_token"))
-    bos, eos = (n.get("content") if isinstance(n, dict) else n for n in names)
-    if not isinstance(bos, str | None) or not isinstance(eos, str | None):
-        raise TypeError(f"{config.name}: bos_token and eos_token must be text")
-    return bos, eos
 
 
 def make(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:

@@ -19,7 +19,7 @@ from mlxgpt import backend
 from mlxgpt.cli import main
 
 ROOT = Path(__file__).parents[1]
-LEARNED_FROM = ("bisect", "cmd", "colorsys", "fnmatch", "glob", "graphlib", "queue", "sched", "shlex", "string")
+LEARNED_FROM = ("bisect", "cmd", "colorsys", "fnmatch", "glob", "graphlib", "queue", "sched", "shlex", "textwrap")
 
 SMALL = """# A model for tests: seconds to train.
 [model]

@@ -1,6 +1,7 @@
 """Tokenizers: any bytes come back exactly, and what is saved means the same to every reader."""
 
 import io
+import itertools
 import json
 import sysconfig
 import time
@@ -13,14 +14,14 @@ import tokenizers as hub
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlxgpt import tokenizer as module
+from mlxgpt import tokenizer_json
 from mlxgpt.config import TokenizerConfig
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.tokenizer import CharTokenizer, HubTokenizer, SentencePieceTokenizer, Tokenizer, load, make
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 NASTY = [
-    *("▁", "▁▁", " ▁ ", "<s>", "</s>", "<unk>", "<0x0A>", "<|end|>", "<|tool|>", "\0", "\r\n", "\t", "    ", "\n\n"),
+    *("▁", "▁▁", " ▁ ", "<s>", "</s>", "<unk>", "<0x0A>", "<|end|>", "<|tél|>", "\0", "\r\n", "\t", "    ", "\n\n"),
     *("😀", "👩‍👩‍👧", "é", "e\u0301", "Å", "ﬁ", "①", "가", "\u1100\u1161", "ẞ", "\u3000", "\u00a0", "\ufeff", "Ġ", "Ċ"),
     *("0123456789", "def f(a):\n    return a\n", "x" * 300, "##ing"),
 ]
@@ -43,9 +44,9 @@ def bpe() -> Tokenizer:
 def sentencepiece_model(**options) -> bytes:
     """A model as SentencePiece trains it by default: a space in front of every text, NFKC, Unigram."""
     model = io.BytesIO()
-    lines = (line for text in source() for line in text.split("\n"))
+    lines = (line for text in source(12) for line in text.split("\n"))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, vocab_size=1000, minloglevel=2, **options
+        sentence_iterator=lines, model_writer=model, vocab_size=700, minloglevel=2, **options
     )
     return model.getvalue()
 
@@ -63,7 +64,7 @@ def hub_json(
         vocab_size=1000, special_tokens=list(special), initial_alphabet=list(alphabet), show_progress=False
     )
     tokenizer.train_from_iterator(source(20), trainer)
-    tokenizer.add_tokens(["<|tool|>"])
+    tokenizer.add_tokens(["<|tél|>"])
     return tokenizer.to_str()
 
 
@@ -83,8 +84,8 @@ def with_bytes(pre_tokenizer, normalizer, decoder) -> Tokenizer:
     if pre_tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizer
     spec["model"] |= {"byte_fallback": True, "unk_token": "<unk>"}
-    spec["added_tokens"] = spec["added_tokens"][:3]
-    steps = {name: step for name, step in json.loads(tokenizer.to_str()).items() if name in module.STEPS}
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] not in BYTES]
+    steps = {name: step for name, step in json.loads(tokenizer.to_str()).items() if name in tokenizer_json.STEPS}
     return HubTokenizer(json.dumps(spec | steps), "<s>", "</s>")
 
 
@@ -170,6 +171,11 @@ def test_real_code_is_compressed(name):
     text = source()[7]
     share = len(made(name).encode(text)) / len(text.encode())
     assert share <= 1 if name in ("byte", "char", "char with ▁") else share < 0.7
+
+
+def test_a_token_that_was_added_is_its_own_text():
+    for name in ("byte level", "llama"):
+        assert [made(name).token_bytes[i] for i in made(name).encode("<|tél|>")] == ["<|tél|>".encode()]
 
 
 def test_text_as_a_string_and_as_bytes_are_the_same():
@@ -272,14 +278,14 @@ def test_the_vocabulary_that_an_error_names_works():
 # ------------------------------------------------------------------------------------------------- speed
 
 
-@pytest.mark.parametrize("spoiler", ["▁", "<s>", "<0x0A>", "e\u0301", "😀\0"])
-def test_a_megabyte_full_of_trouble_is_quick(spoiler):
-    text = "".join(source()).replace("\n", spoiler + "\n")[:1_000_000]
-    for name in ("bpe", "byte level nfc", "llama"):
-        started = time.perf_counter()
-        ids = made(name).encode(text)
-        assert time.perf_counter() - started < 8, "about 1 s on an idle core"
-        assert made(name).decode(ids) == text.encode()
+@pytest.mark.parametrize("name", ["bpe", "byte level nfc", "llama"])
+def test_a_megabyte_full_of_trouble_is_quick(name):
+    spoilers = itertools.cycle(["▁", "<s>", "<0x0A>", "e\u0301", "😀\0"])
+    text = "".join(line + next(spoilers) + "\n" for code in source() for line in code.splitlines())[:1_000_000]
+    started = time.process_time()
+    ids = made(name).encode(text)
+    assert time.process_time() - started < 5, "0.3 to 0.6 s where it was measured"
+    assert made(name).decode(ids) == text.encode()
 
 
 class Forgetful(Tokenizer):
@@ -344,7 +350,7 @@ def test_a_saved_tokenizer_is_the_same_one(name, root):
 def test_the_saved_json_means_the_same_to_the_tokenizers_library(name, root):
     tokenizer = made(name)
     theirs = hub.Tokenizer.from_file(str(saved(name, root) / "tokenizer.json"))
-    texts = [text[:1000] for text in source()] if name == "unigram model" else source(25)
+    texts = [text[:1000] for text in source()] if name == "unigram model" else source(12)
     for text in (*texts, "x", " x", "  x\r\n\t😀漢 0123456789", "é\0", " " * 70 + "_" * 70 + "#" * 70):
         encoded = theirs.encode(text, add_special_tokens=False)
         assert encoded.ids == tokenizer.encode(text)
@@ -399,6 +405,8 @@ def test_what_looks_like_characters_but_is_not(root):
     loaded = load(root / "alphabet.json")
     assert loaded.encode("a é\n") == tokenizer.encode("a é\n").ids
     assert loaded.decode(loaded.encode("a é\n")) == "a é\n".encode()
+    hub.Tokenizer(hub.models.BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[])).save(str(root / "unmerged.json"))
+    assert load(root / "unmerged.json").token_bytes == [b"a", b"b", b"ab"]
 
 
 # --------------------------------------------------------------------------------------------- completions
@@ -486,4 +494,4 @@ def test_make_gives_what_a_recipe_asks_for(root):
     characters = make(TokenizerConfig(kind="char", byte_fallback=False), texts)
     assert characters.token_bytes == [c.encode() for c in sorted(set("".join(texts)))]
     assert make(TokenizerConfig(kind="file", path=str(saved("bpe", root))), []).fingerprint() == bpe().fingerprint()
-    assert module.UNK not in made("char").pieces
+    assert tokenizer_json.UNK not in made("char").pieces

@@ -16,6 +16,9 @@ def config_from_table(table: dict[str, Any]) -> Config:
     kind = table["type"]
     known = isinstance(kind, str) and kind in ARCHITECTURES
     require(known, f"model.type '{kind}' is unknown{nearest(str(kind), list(ARCHITECTURES))}")
+    for name, value in table.items():
+        beyond = isinstance(value, int) and abs(value) >= 1 << 31
+        require(not beyond, f"model.{name} is too large: {value}; a size is at most 2,147,483,647")
     return from_table(ARCHITECTURES[kind].Config, {k: v for k, v in table.items() if k != "type"}, "model")
 
 

@@ -88,9 +88,8 @@ def test_a_gradient_below_the_norm_is_left_alone():
 
 
 def test_bfloat16_compute_keeps_float32_weights():
-    """Steps of 1e-5 are far below bfloat16's resolution; float32 weights take them all."""
+    """Steps of 1e-5 are far below bfloat16's resolution near 1; float32 weights take them all."""
     model, exact = make(), make()
-    before = flat(model)
     optimizer = optimizers.make(OptimizerConfig(lr=1e-5, min_lr=0.0, weight_decay=0.0))
     step = make_step(model, optimizer, 1.0, mx.bfloat16)
     reference = make_step(
@@ -104,8 +103,7 @@ def test_bfloat16_compute_keeps_float32_weights():
     kept = [v for name, v in tree_flatten(optimizer.state) if name.endswith((".m", ".v"))]
     assert kept
     assert {v.dtype for v in kept} == {mx.float32}
-    moved = np.abs(flat(model) - before)
-    assert 2e-5 < np.median(moved) < 4e-5
+    assert np.median(np.abs(np.array(model.ln_f.weight) - 1)) == pytest.approx(3e-5, rel=0.1)
 
 
 def test_dropout_draws_anew_at_each_step_and_not_in_evaluation():
