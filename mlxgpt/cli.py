@@ -27,6 +27,7 @@ class GivenPath(click.Path):
 
 PATH = GivenPath(path_type=Path)
 DTYPES = ["auto", "float32", "float16", "bfloat16"]
+QUANTIZE = ["4", "8", "mxfp4"]
 
 
 class Group(click.Group):
@@ -68,6 +69,11 @@ def fail(message: str, status: int) -> NoReturn:
 def print_json(table: dict[str, Any]) -> None:
     """One JSON object as the last line of stdout."""
     click.echo(json.dumps(table, ensure_ascii=False))
+
+
+MODEL = click.option(
+    "--model", "-m", required=True, help="A folder, an alias (`mlxgpt models`), or ORG/NAME[@REVISION] on the Hub."
+)
 
 
 @click.group(
@@ -120,56 +126,123 @@ def train(
 
 
 @main.command()
-@click.option("--model", "-m", required=True, type=PATH, help="A model folder.")
-@click.option("--prompt", "-p", required=True, help="Text to continue; - reads it from stdin.")
-@click.option(
-    "--max-tokens", "-n", default=256, show_default=True, type=click.IntRange(min=1), help="Most tokens to write."
-)
+@MODEL
+@click.option("--prompt", "-p", "prompts", multiple=True, help="Text to continue; - reads stdin. Several are batched.")
+@click.option("--prompts", "file", type=PATH, help='A file of prompts, one JSON object with "prompt" a line.')
+@click.option("--max-tokens", "-n", default=256, show_default=True, type=click.IntRange(min=1), help="Most to write.")
 @click.option("--temperature", "-t", default=0.0, show_default=True, help="0 always takes the likeliest token.")
-@click.option(
-    "--top-p", default=1.0, show_default=True, help="Draw from the likeliest tokens that reach this probability."
-)
+@click.option("--top-p", default=1.0, show_default=True, help="Draw from the likeliest that reach this probability.")
 @click.option("--top-k", default=0, show_default=True, help="Draw from this many likeliest tokens; 0: from all.")
 @click.option("--min-p", default=0.0, show_default=True, help="Drop tokens this much less likely than the likeliest.")
-@click.option(
-    "--repetition-penalty", default=1.0, show_default=True, help="Above 1 makes tokens of the last 20 less likely."
-)
-@click.option(
-    "--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
-)
+@click.option("--xtc-probability", default=0.0, show_default=True, help="How often XTC drops the likeliest tokens.")
+@click.option("--xtc-threshold", default=0.1, show_default=True, help="XTC drops tokens at least this likely but one.")
+@click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: tokens seen are less likely.")
+@click.option("--presence-penalty", default=0.0, show_default=True, help="Taken from the logit of each token seen.")
+@click.option("--frequency-penalty", default=0.0, show_default=True, help="The same, for every time it was seen.")
+@click.option("--penalty-context", default=20, show_default=True, help="Tokens back that the penalties look.")
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="auto: bfloat16 on a GPU.")
+@click.option("--quantize", type=click.Choice(QUANTIZE), help="Quantize the weights as they are loaded.")
+@click.option("--kv-bits", type=click.Choice(["8", "4"]), help="Keep the key and value cache quantized.")
+@click.option("--draft", metavar="MODEL", help="A smaller model with the same tokenizer that guesses ahead.")
+@click.option("--lookup", is_flag=True, help="Guess ahead from what followed the same tokens before.")
+@click.option("--prompt-cache", type=PATH, help="Keep the prompt's cache in this file and begin with what it shares.")
+@click.option("--logprobs", default=0, type=click.IntRange(0, 20), help="With --json: this many alternatives a token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def generate(
-    model: Path, prompt: str, max_tokens: int, temperature: float, top_p: float, top_k: int, min_p: float,
-    repetition_penalty: float, stops: tuple[str, ...], seed: int, dtype: str, as_json: bool,
+    model: str, prompts: tuple[str, ...], file: Path | None, max_tokens: int, temperature: float, top_p: float,
+    top_k: int, min_p: float, xtc_probability: float, xtc_threshold: float, repetition_penalty: float,
+    presence_penalty: float, frequency_penalty: float, penalty_context: int, stops: tuple[str, ...], seed: int,
+    dtype: str, quantize: str | None, kv_bits: str | None, draft: str | None, lookup: bool, prompt_cache: Path | None,
+    logprobs: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Continue a prompt, streaming the text as it is decoded."""
+    """Continue a prompt, streaming the text as it is decoded; several prompts are answered side by side."""
     from mlxgpt import backend
     from mlxgpt.generation.sampling import Sampling
 
-    sampling = Sampling(temperature, top_p, top_k, min_p, repetition_penalty)
+    sampling = Sampling(
+        temperature, top_p, top_k, min_p, xtc_probability, xtc_threshold, repetition_penalty, presence_penalty,
+        frequency_penalty, penalty_context,
+    )  # fmt: skip
+    texts = [_stdin() if p == "-" else p.encode("utf-8", "surrogateescape") for p in prompts] + _prompts_in(file)
+    if not texts:
+        raise UsageError("there is nothing to continue: give --prompt TEXT, or --prompts FILE")
     backend.start()
-    import mlx.core as mx
+    from mlxgpt.answer import Options, answer
+    from mlxgpt.generation.engine import Request
 
-    from mlxgpt import weights
-    from mlxgpt.generation.engine import collect
-    from mlxgpt.generation.engine import generate as decode
-
-    data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode("utf-8", "surrogateescape")
-    loaded, tokenizer = weights.load_with_tokenizer(model, backend.compute_dtype(dtype))
-    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    prompt_ids = opening + tokenizer.encode(data)
-    pieces = decode(loaded, tokenizer, prompt_ids, max_tokens, sampling, stops, seed)
-    answer = collect(pieces, show=(lambda text: None) if as_json else write_now)
-    if not as_json:
+    request = Request(max_tokens, sampling, stops, seed, logprobs)
+    options = Options(dtype, quantize, int(kv_bits) if kv_bits else None, draft, lookup, prompt_cache)
+    answers = answer(model, texts, request, options, show=(lambda text: None) if as_json else write_now)
+    if as_json:
+        tables = [a.as_json(logprobs) for a in answers]
+        print_json(tables[0] if len(tables) == 1 else {"answers": tables})
+    elif len(answers) == 1:
         click.echo()
+    else:
+        for text, each in zip(texts, answers, strict=True):
+            click.echo(f"=== {text.decode('utf-8', 'replace')}\n{each.generation.text}")
+    for each in answers:
+        if each.acceptance_rate is not None and not as_json:
+            click.echo(f"mlxgpt: {each.acceptance_rate:.0%} of the guesses were right", err=True)
+
+
+def _stdin() -> bytes:
+    return sys.stdin.buffer.read()
+
+
+def _prompts_in(file: Path | None) -> list[bytes]:
+    """The prompts of a JSON-lines file. Raises UsageError naming the line that is none."""
+    if file is None:
+        return []
+    found = []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line)["prompt"].encode())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise UsageError(f'{file}, line {number}: not a JSON object with "prompt": TEXT') from None
+    return found
+
+
+@main.command()
+@click.argument("source")
+@click.argument("target", type=PATH)
+@click.option("--quantize", type=click.Choice(QUANTIZE), help="Bits a weight, or mxfp4.")
+@click.option("--dtype", type=click.Choice(DTYPES[1:]), help="Type of what is not quantized; default: as it is stored.")
+def convert(source: str, target: Path, quantize: str | None, dtype: str | None) -> None:
+    """Write the model SOURCE (a folder, an alias, a Hub id) to the folder TARGET, quantized or in another type."""
+    from mlxgpt import backend, hub, layouts
+
+    folder = hub.resolve(source, check=layouts.describe)
+    backend.start()
+    from mlxgpt.convert import convert as write
+    from mlxgpt.quantization import CHOICES
+
+    write(folder, target, backend.compute_dtype(dtype) if dtype else None, CHOICES[quantize] if quantize else None)
+    click.echo(f"model {target}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def models(as_json: bool) -> None:
+    """List the models that have an alias: licence, download, memory in bf16 and 4 bits, whether it is here."""
+    from mlxgpt import hub
+
+    rows = hub.table()
+    if as_json:
+        print_json({"models": rows})
         return
-    print_json({
-        "text": answer.text, "token_ids": answer.token_ids, "prompt_token_ids": prompt_ids,
-        "finish_reason": answer.finish_reason, "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second, "peak_memory_bytes": mx.get_peak_memory(),
-    })  # fmt: skip
+    click.echo(f"{'alias':25} {'licence':11} {'download':>11} {'bf16':>8} {'4 bits':>8}")
+    for r in rows:
+        bf16 = f"{r['memory_bf16'] / 1e9:.1f} GB" if r["memory_bf16"] else "-"
+        size, four = f"{r['download'] / 1e9:.2f} GB", f"{r['memory_4bit'] / 1e9:.1f} GB"
+        here = "  cached" if r["cached"] else ""
+        click.echo(f"{r['alias']:25} {r['licence']:11} {size:>11} {bf16:>8} {four:>8}{here}  {r['note']}".rstrip())
 
 
 def write_now(text: str) -> None:
@@ -179,14 +252,14 @@ def write_now(text: str) -> None:
 
 
 @main.command()
-@click.option("--model", "-m", required=True, type=PATH, help="A model folder.")
+@MODEL
 @click.argument("file", required=False, type=PATH)
 @click.option("--line", "-l", type=click.IntRange(min=1), help="The cursor's line, from 1.")
 @click.option(
     "--column", "-c", type=click.IntRange(min=1), help="The cursor's column, from 1: characters before it, plus 1."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def complete(model: Path, file: Path | None, line: int | None, column: int | None, as_json: bool) -> None:
+def complete(model: str, file: Path | None, line: int | None, column: int | None, as_json: bool) -> None:
     """Print what should be inserted at a cursor to finish its line. Without FILE, stdin is the text before it."""
     if file is None:
         if line or column:
@@ -201,10 +274,10 @@ def complete(model: Path, file: Path | None, line: int | None, column: int | Non
     from mlxgpt import backend
 
     backend.start()
-    from mlxgpt import weights
+    from mlxgpt import answer as answers
     from mlxgpt.completion.suggest import Suggester
 
-    suggester = Suggester(*weights.load_with_tokenizer(model, backend.compute_dtype()))
+    suggester = Suggester(*answers.load(model, answers.Options()))
     answer = suggester.suggest(prefix, suffix)
     if as_json:
         print_json({
@@ -216,7 +289,7 @@ def complete(model: Path, file: Path | None, line: int | None, column: int | Non
 
 
 @main.command("eval")
-@click.option("--model", "-m", required=True, type=PATH, help="A model folder.")
+@MODEL
 @click.argument("paths", nargs=-1, type=PATH)
 @click.option(
     "--cursors", default=200, show_default=True, type=click.IntRange(min=0), help="Random places to complete at."
@@ -226,14 +299,15 @@ def complete(model: Path, file: Path | None, line: int | None, column: int | Non
     "--examples", default=0, show_default=True, type=click.IntRange(min=0), help="Completions to show beside the truth."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: Path, paths: tuple[Path, ...], cursors: int, seed: int, examples: int, as_json: bool) -> None:
+def evaluate(model: str, paths: tuple[Path, ...], cursors: int, seed: int, examples: int, as_json: bool) -> None:
     """Measure a model on held-out files (default: its run's validation split): loss, bits a byte, completions."""
     from mlxgpt import backend
 
     backend.start()
+    from mlxgpt import hub, layouts
     from mlxgpt.completion import session
 
-    result = session.evaluate(model, paths, cursors, seed, examples)
+    result = session.evaluate(hub.resolve(model, check=layouts.describe), paths, cursors, seed, examples)
     if as_json:
         print_json(result.as_json())
     else:

@@ -9,14 +9,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from mlxgpt import files
 from mlxgpt.errors import Error
 
-INDEX = "model.safetensors.index.json"
+MOST_JSON = 16_000_000  # bytes; an index of 100,000 tensors
 MOST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MOST_SIZE = 1 << 31  # MLX's shapes
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
     "U64": 64, "I64": 64, "F64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "C64": 64,
@@ -66,6 +68,8 @@ def _entry(path: Path, name: str, value: object) -> Entry:
         raise Error(f"{path} is damaged: the header's entry for {name[:80]!r} is malformed")
     if dtype not in BITS:
         raise Error(f"{path}: tensor {name[:80]!r} has type {dtype[:20]!r}, which mlxgpt does not read")
+    if any(n >= MOST_SIZE for n in shape):
+        raise Error(f"{path}: tensor {name[:80]!r} has a shape beyond what MLX can hold: {shape}")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
         raise Error(f"{path} is damaged: tensor {name[:80]!r} of {dtype} {shape} cannot be {end - begin} bytes")
@@ -80,14 +84,17 @@ def _sizes(value: object) -> list[int] | None:
     return value if fit else None
 
 
-def shards(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
-    """The weight files of a model folder, in order: those its index names, else those that match `pattern`.
+def shards(folder: Path, stem: str = "model") -> list[Path]:
+    """The weight files of a folder, in order: `stem`.safetensors, else those its index names, else those called
+    `stem`-00001-of-00002.safetensors and so on.
 
     Raises Error where there are none, and for an index that names a missing file or one outside the folder.
     """
-    index = folder / INDEX
+    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
     if index.is_file():
-        table = files.read_json(index)
+        table = read_json(index)
         names = table.get("weight_map") if isinstance(table, dict) else None
         if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
             raise Error(f"{index} has no weight_map of tensor names to files")
@@ -98,12 +105,19 @@ def shards(folder: Path, pattern: str = "model*.safetensors") -> list[Path]:
             if path.suffix != ".safetensors" or not path.is_file():
                 raise Error(f"{index} names {path.name[:80]!r}, which is not in {folder}: download it again")
         return found
-    found = sorted(folder.glob(pattern))
+    found = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
     if not found:
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
         hint = f"; {others[0]} is a pickle, which mlxgpt does not open: convert it to safetensors" if others else ""
-        raise Error(f"{folder} has no weights: {pattern.replace('*', '')} is missing{hint}")
+        raise Error(f"{folder} has no weights: {whole.name} is missing{hint}")
     return found
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`. Raises Error when it is missing, broken or larger than such a file ever is."""
+    if path.is_file() and (size := path.stat().st_size) > MOST_JSON:
+        raise Error(f"{path} is {size} bytes long: a file of that name has at most {MOST_JSON}")
+    return files.read_json(path)
 
 
 def read(paths: list[Path]) -> dict[str, mx.array]:

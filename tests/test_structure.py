@@ -23,13 +23,17 @@ ROOMS: dict[str, str] = {
     "models": "config errors kernels",
     "hub": "errors files",
     "tensors": "errors files",
-    "weights": "config errors files hub models tensors tokenizer",
+    "quantization": "config errors files models",
+    "layouts": "config errors files models quantization tensors tokenizer",
+    "weights": "config errors files layouts models quantization tensors tokenizer",
+    "convert": "config errors files layouts models quantization tensors tokenizer weights",
     "data": "config errors files tokenizer",
-    "generation": "config errors models tokenizer",
+    "generation": "config errors files models tensors tokenizer",
+    "answer": "backend config errors generation hub layouts models quantization tokenizer weights",
     "evaluation": "data kernels models",
     "training": "backend config data errors evaluation files generation kernels models weights",
     "completion": "backend config data errors evaluation files generation models tokenizer weights",
-    "cli": "backend completion config errors generation training weights hub",
+    "cli": "answer backend completion config convert errors generation hub layouts quantization training",
     "": "backend",  # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it
 }
 # Only when it is called for: `config` documents every key of a recipe, also those that the models define.

@@ -30,6 +30,9 @@ def read_or_one_line(read):
     assert "\n" not in message
 
 
+INDEX = "model.safetensors.index.json"
+
+
 def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
@@ -67,6 +70,7 @@ LIES = {
     "negative offsets": lambda p: write(p, {"a": entry(offsets=(-8, 0))}, bytes(8)),
     "reversed offsets": lambda p: write(p, {"a": entry(offsets=(8, 0))}, bytes(8)),
     "a huge shape": lambda p: write(p, {"a": entry(shape=(1 << 61, 1 << 61))}, bytes(8)),
+    "a huge shape of nothing": lambda p: write(p, {"a": entry(shape=(1 << 61, 0), offsets=(0, 0))}),
     "a shape of floats": lambda p: write(p, {"a": entry(shape=(2.0,))}, bytes(8)),
     "no offsets": lambda p: write(p, {"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
 }
@@ -115,7 +119,7 @@ def test_flipped_bits_and_cuts_never_crash(tmp_path, at, bit, cut):
 
 
 def index(folder: Path, table: object) -> Path:
-    (folder / tensors.INDEX).write_text(json.dumps(table))
+    (folder / INDEX).write_text(json.dumps(table))
     return folder
 
 
@@ -162,7 +166,7 @@ def test_a_folder_of_pickles_is_refused_by_name(tmp_path):
 
 
 def test_one_tensor_in_two_shards_is_refused(tmp_path):
-    for name in ("model-1.safetensors", "model-2.safetensors"):
+    for name in ("model-1-of-2.safetensors", "model-2-of-2.safetensors"):
         mx.save_safetensors(str(tmp_path / name), {"w": mx.ones(1)})
     with pytest.raises(Error, match="another file"):
         tensors.read(tensors.shards(tmp_path))

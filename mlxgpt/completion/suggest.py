@@ -80,8 +80,8 @@ class Suggester:
             if a != b:
                 break
             shared += 1
+        shared = self.decoder.rewind(shared)
         self._computed = list(ids[:shared])  # true as well where the prefill fails
-        self.decoder.trim(shared)
         logits = self.decoder.prefill(ids[shared:])
         self._computed = list(ids)
         return logits

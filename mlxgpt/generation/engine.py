@@ -2,8 +2,8 @@
 
 import codecs
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
@@ -20,57 +20,84 @@ class Decoder:
     """A model with one sequence in its caches.
 
     `prefill` takes a prompt, `step` one token; both return the logits [1, V] that follow. The step is compiled for
-    the caches' fixed shape and traced anew only when they grow.
+    the caches' fixed shape and traced anew only when they grow. `kv_bits` 8 or 4 keeps the caches quantized.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.caches = [KVCache() for _ in model.layers]
-        self._step = mx.compile(self._one_token)
+    def __init__(self, model: Model, kv_bits: int | None = None) -> None:
+        self.model, self.kv_bits = model, kv_bits
+        window = getattr(model.config, "sliding_window", None)
+        self.caches = [KVCache(window, kv_bits) for _ in model.layers]
+        self._step = compiled_step(model, kv_bits)
 
     @property
     def position(self) -> int:
         """Tokens in the caches."""
         return self.caches[0].offset
 
-    def _one_token(self, token: mx.array, position: mx.array, keys: list[mx.array], values: list[mx.array]):
-        slots = [Slot(k, v, position) for k, v in zip(keys, values, strict=True)]
-        logits = self.model(token[:, None], slots)[:, -1]
-        return logits, [s.keys for s in slots], [s.values for s in slots]
-
-    def prefill(self, tokens: Sequence[int]) -> mx.array:
-        """Append a prompt of at least one token. Raises Error where it does not fit the model's context."""
-        self._fit(len(tokens))
+    def prefill(self, tokens: Sequence[int], progress: Callable[[int], None] = lambda done: None) -> mx.array:
+        """Append a prompt of at least one token, in chunks; `progress` hears how many are done after each, and may
+        raise to stop. Raises Error where the prompt does not fit the model's context."""
+        self.fit(len(tokens))
         if not tokens:
             raise Error("the prompt is empty: there is nothing to continue")
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = mx.array(list(tokens[start : start + PREFILL_CHUNK]))[None]
             features = self.model.features(chunk, self.caches)
-            mx.eval([c.keys for c in self.caches], features)
+            mx.eval([c.buffers for c in self.caches], features)
+            progress(min(start + PREFILL_CHUNK, len(tokens)))
         return self.model.logits(features[:, -1])
+
+    def extend(self, tokens: Sequence[int]) -> mx.array:
+        """Append a few tokens at once; returns the logits [T, V] after each of them. Lazy."""
+        self.fit(len(tokens))
+        return self.model(mx.array(list(tokens))[None], self.caches)[0]
 
     def step(self, token: mx.array) -> mx.array:
         """Append one token, int32 [1], to a prefilled cache. Lazy: nothing is computed until the logits are."""
-        self._fit(1)
+        self.fit(1)
         for cache in self.caches:
             cache.reserve(1)
-        keys, values = [c.keys for c in self.caches], [c.values for c in self.caches]
-        logits, keys, values = self._step(token, mx.array(self.position), keys, values)
-        for cache, k, v in zip(self.caches, keys, values, strict=True):
-            cache.keys, cache.values, cache.offset = k, v, cache.offset + 1
+        logits, buffers = self._step(token, mx.array([self.position]), [c.buffers for c in self.caches])
+        for cache, updated in zip(self.caches, buffers, strict=True):
+            cache.buffers, cache.offset = updated, cache.offset + 1
         return logits
 
     def trim(self, position: int) -> None:
-        """Forget every token from `position` on."""
+        """Forget every token from `position` on; a rolling cache goes back only as far as `oldest`."""
         for cache in self.caches:
             cache.trim(position)
 
-    def _fit(self, count: int) -> None:
+    def oldest(self) -> int:
+        """The smallest position that `trim` takes."""
+        return max(cache.oldest() for cache in self.caches)
+
+    def rewind(self, position: int) -> int:
+        """`trim` to `position`, or to 0 where a rolling cache has overwritten what that needs; returns which."""
+        if position >= self.oldest():
+            self.trim(position)
+        else:
+            for cache in self.caches:
+                cache.clear()
+        return self.position
+
+    def fit(self, count: int) -> None:
+        """Raise Error unless `count` more tokens fit the model's context."""
         context = self.model.config.context
         if self.position + count > context:
             raise Error(
                 f"{self.position + count} tokens do not fit the model's context of {context}: shorten the prompt"
             )
+
+
+def compiled_step(model: Model, kv_bits: int | None) -> Callable:
+    """A compiled function (tokens [B], positions [B], a list of buffers a layer) -> (logits [B, V], the buffers)."""
+
+    def one_token(tokens: mx.array, positions: mx.array, buffers: list[list[mx.array]]):
+        slots = [Slot(b, positions, kv_bits) for b in buffers]
+        logits = model(tokens[:, None], slots)[:, -1]
+        return logits, [s.buffers for s in slots]
+
+    return mx.compile(one_token)
 
 
 class TextStream:
@@ -105,57 +132,120 @@ def _overlap(text: str, stop: str) -> int:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A chosen token with its log-probability, and the likeliest tokens at its place with theirs."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Piece:
     """One decoded token, and the text that became certain with it; `finish_reason` is set on the last piece."""
 
-    token: int | None
-    logprob: float
+    choice: Choice
     text: str
     finish_reason: str | None = None
 
 
-def generate(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    max_tokens: int,
-    sampling: Sampling | None = None,
-    stops: Sequence[str] = (),
-    seed: int | None = None,
-) -> Iterator[Piece]:
-    """Continue `prompt` (token ids) by up to `max_tokens` tokens.
+@dataclass(frozen=True)
+class Request:
+    """What to write after a prompt: how much, how chosen, where to stop. `logprobs` likeliest tokens are told."""
 
-    Ends with finish_reason "stop" (the closing token, or a stop text, which is not returned) or "length" (max_tokens,
-    or the context is full). The next token is computed while the last one is read.
+    max_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: Sequence[str] = ()
+    seed: int = 0
+    logprobs: int = 0
+
+
+def chooser(model: Model, tokenizer: Tokenizer, request: Request) -> Chooser:
+    """The chooser of a request; XTC never takes the closing token or a newline away."""
+    protected = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    newline = [i for i, data in enumerate(tokenizer.token_bytes) if data == b"\n"]
+    xtc = request.sampling.xtc_probability > 0
+    return Chooser(request.sampling, model.config.vocab_size, request.seed, protected + newline if xtc else ())
+
+
+Pick = tuple[mx.array, ...]  # a choice not yet read: ids and their log-probabilities, [1] each, then [top] each
+
+
+def pick(token: mx.array, logprobs: mx.array, top: int) -> Pick:
+    """The choice of token [1] from its row of log-probabilities [1, V], with the `top` likeliest. Lazy."""
+    rows = [token, mx.argsort(-logprobs[0])[:top]] if top else [token]
+    return tuple(x for ids in rows for x in (ids, logprobs[0, ids]))
+
+
+def read(picked: Pick) -> Choice:
+    """A choice, once it is computed."""
+    tokens, logprobs, *best = (x.tolist() for x in picked)
+    return Choice(tokens[0], logprobs[0], list(zip(*best, strict=True)))  # type: ignore[index, arg-type]
+
+
+def decode(
+    decoder: Decoder, logits: mx.array, choose: Chooser, history: list[int], request: Request
+) -> Iterator[Choice]:
+    """Choices one after the other, `request.max_tokens` at most, each appended to `history`.
+
+    The next token is computed while the last one is read, unless penalties must know it first.
     """
-    sampling = sampling or Sampling()
-    if seed is not None:
-        mx.random.seed(seed)
-    choose = Chooser(sampling, model.config.vocab_size)
-    decoder, stream = Decoder(model), TextStream(stops)
-    max_tokens = min(max_tokens, model.config.context - len(prompt) + 1)
-    history = list(prompt)
-    token, logprob = choose(decoder.prefill(prompt), history)
-    mx.async_eval(token, logprob)
-    for count in range(1, max_tokens + 1):
-        ahead = None
-        if count < max_tokens and not choose.needs_history:
-            ahead = choose(decoder.step(token), history)
-            mx.async_eval(*ahead)
-        current, score = int(token.item()), float(logprob.item())  # type: ignore[arg-type]
-        if current == tokenizer.eos_id:
-            yield Piece(current, score, stream.add(b"", last=True), "stop")
+
+    def following(logits: mx.array, step: int) -> Pick:
+        logprobs = choose.logprobs(logits, history)
+        picked = pick(choose.draw(logprobs, step), logprobs, request.logprobs)
+        mx.async_eval(*picked)
+        return picked
+
+    picked = following(logits, 0)
+    for step in range(1, request.max_tokens + 1):
+        more, ahead = step < request.max_tokens, None
+        if more and not choose.needs_history:
+            ahead = following(decoder.step(picked[0]), step)
+        choice = read(picked)
+        history.append(choice.token)
+        yield choice
+        if more:
+            picked = ahead or following(decoder.step(picked[0]), step)
+
+
+def text_of(choices: Iterator[Choice], tokenizer: Tokenizer, request: Request) -> Iterator[Piece]:
+    """Choices -> pieces of text, ending at the closing token or a stop text ("stop") or after max_tokens ("length")."""
+    stream = TextStream(request.stops)
+    for count, choice in enumerate(choices, 1):
+        if choice.token == tokenizer.eos_id:
+            yield Piece(choice, stream.add(b"", last=True), "stop")
             return
-        history.append(current)
-        text = stream.add(tokenizer.token_bytes[current] if current < tokenizer.vocab_size else b"")
+        data = tokenizer.token_bytes[choice.token] if choice.token < tokenizer.vocab_size else b""
+        text = stream.add(data)
         if stream.stopped:
-            yield Piece(current, score, text, "stop")
+            yield Piece(choice, text, "stop")
             return
-        if count == max_tokens:
-            yield Piece(current, score, text + stream.add(b"", last=True), "length")
+        if count == request.max_tokens:
+            yield Piece(choice, text + stream.add(b"", last=True), "length")
             return
-        yield Piece(current, score, text)
-        token, logprob = ahead if ahead is not None else choose(decoder.step(token), history)
+        yield Piece(choice, text)
+
+
+def within_context(model: Model, prompt: Sequence[int], request: Request) -> Request:
+    """`request` with no more tokens than the model's context has room for after the prompt."""
+    return replace(request, max_tokens=min(request.max_tokens, model.config.context - len(prompt) + 1))
+
+
+def generate(
+    model: Model, tokenizer: Tokenizer, prompt: Sequence[int], request: Request, decoder: Decoder | None = None
+) -> Iterator[Piece]:
+    """Continue `prompt` (token ids). Ends with finish_reason "stop" (the closing token, or a stop text, which is not
+    returned) or "length" (max_tokens, or the context is full).
+
+    A `decoder` that holds the prompt's beginning already computes only the rest of it.
+    """
+    request = within_context(model, prompt, request)
+    decoder = decoder or Decoder(model)
+    logits = decoder.prefill(prompt[decoder.position :])
+    yield from text_of(
+        decode(decoder, logits, chooser(model, tokenizer, request), list(prompt), request), tokenizer, request
+    )
 
 
 @dataclass(frozen=True)
@@ -163,27 +253,30 @@ class Generation:
     """A finished answer; times in seconds."""
 
     text: str
-    token_ids: list[int]
+    choices: list[Choice]
     finish_reason: str
     time_to_first_token: float
     tokens_per_second: float
 
+    @property
+    def token_ids(self) -> list[int]:
+        """The chosen tokens."""
+        return [c.token for c in self.choices]
 
-def collect(pieces: Iterator[Piece], show=lambda text: None) -> Generation:
+
+def collect(pieces: Iterator[Piece], show: Callable[[str], object] = lambda text: None) -> Generation:
     """Run a generation to its end, passing each new text to `show`; tokens/s are those of decoding alone."""
-    start = time.perf_counter()
-    first = start
+    start = first = time.perf_counter()
     texts: list[str] = []
-    ids: list[int] = []
+    choices: list[Choice] = []
     reason = "length"
     for piece in pieces:
-        if not ids:
+        if not choices:
             first = time.perf_counter()
-        if piece.token is not None:
-            ids.append(piece.token)
+        choices.append(piece.choice)
         texts.append(piece.text)
         reason = piece.finish_reason or reason
         show(piece.text)
     decoding = time.perf_counter() - first
-    speed = (len(ids) - 1) / decoding if len(ids) > 1 and decoding > 0 else 0.0
-    return Generation("".join(texts), ids, reason, first - start, speed)
+    speed = (len(choices) - 1) / decoding if len(choices) > 1 and decoding > 0 else 0.0
+    return Generation("".join(texts), choices, reason, first - start, speed)

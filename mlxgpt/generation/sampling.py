@@ -1,6 +1,7 @@
 """Samplers and penalties: mlx-lm's, loaded without the rest of it."""
 
 import importlib.util
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import SourceFileLoader
@@ -20,13 +21,21 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_context: int = 20  # tokens back that the penalties look
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, f"temperature must be at least 0, not {self.temperature}")
         require(0 < self.top_p <= 1, f"top-p must be above 0 and at most 1, not {self.top_p}")
         require(self.top_k >= 0, f"top-k must be at least 0, not {self.top_k}")
         require(0 <= self.min_p <= 1, f"min-p must be between 0 and 1, not {self.min_p}")
+        require(0 <= self.xtc_probability <= 1, f"XTC's probability must be from 0 to 1, not {self.xtc_probability}")
+        require(0 <= self.xtc_threshold <= 0.5, f"XTC's threshold must be from 0 to 0.5, not {self.xtc_threshold}")
+        require(self.penalty_context >= 1, f"the penalties must look back at least 1 token, not {self.penalty_context}")
         require(self.repetition_penalty > 0, f"the repetition penalty must be above 0, not {self.repetition_penalty}")
 
 
@@ -44,30 +53,61 @@ def _mlx_lm_samplers() -> ModuleType:
 
 
 class Chooser:
-    """Logits -> the next token, drawn from MLX's global generator: seed it first."""
+    """Logits -> the next token. Every draw is a function of (seed, step), whatever was drawn before.
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
-        samplers = _mlx_lm_samplers()
-        self._sampler = samplers.make_sampler(
-            temp=sampling.temperature, top_p=sampling.top_p if sampling.top_p < 1 else 0.0,
-            top_k=sampling.top_k if sampling.top_k < vocab_size else 0, min_p=sampling.min_p,
+    `protected` are ids that XTC never takes away (the closing token, the newline).
+    """
+
+    def __init__(self, sampling: Sampling, vocab_size: int, seed: int = 0, protected: Sequence[int] = ()) -> None:
+        self.sampling, self.seed = sampling, seed
+        self._samplers = samplers = _mlx_lm_samplers()
+        s = sampling
+        self._filters: list[Callable[[mx.array], mx.array]] = []
+        if s.temperature > 0:
+            if s.top_p < 1:
+                self._filters.append(lambda x: samplers.apply_top_p(x, s.top_p))
+            if s.min_p > 0:
+                self._filters.append(lambda x: samplers.apply_min_p(x, s.min_p))
+            if s.xtc_probability > 0:
+                self._filters.append(
+                    lambda x: samplers.apply_xtc(x, s.xtc_probability, s.xtc_threshold, list(protected))
+                )
+            if 0 < s.top_k < vocab_size:
+                self._filters.append(lambda x: samplers.apply_top_k(x, s.top_k))
+        self._penalties = samplers.make_logits_processors(
+            repetition_penalty=s.repetition_penalty if s.repetition_penalty != 1 else None,
+            repetition_context_size=s.penalty_context, presence_penalty=s.presence_penalty or None,
+            presence_context_size=s.penalty_context, frequency_penalty=s.frequency_penalty or None,
+            frequency_context_size=s.penalty_context,
         )  # fmt: skip
-        penalty = sampling.repetition_penalty
-        self._processors = samplers.make_logits_processors(repetition_penalty=penalty if penalty != 1 else None)
 
     @property
     def needs_history(self) -> bool:
         """Whether the choice depends on the tokens before, which must then be known."""
-        return bool(self._processors)
+        return bool(self._penalties)
 
-    def __call__(self, logits: mx.array, history: list[int]) -> tuple[mx.array, mx.array]:
-        """Logits [1, V] and the tokens so far -> the next token, int [1], and its log-probability, float32 [1].
-
-        The log-probability is the model's own, after penalties and before temperature and truncation.
-        """
+    def logprobs(self, logits: mx.array, history: list[int]) -> mx.array:
+        """The model's log-probabilities [1, V], float32, after penalties, before temperature and truncation."""
         logits = logits.astype(mx.float32)
-        for process in self._processors:
-            logits = process(mx.array(history), logits)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        token = self._sampler(logprobs)
-        return token, mx.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+        for penalize in self._penalties:
+            logits = penalize(mx.array(history[-self.sampling.penalty_context :]), logits)
+        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+    def distribution(self, logprobs: mx.array, step: int) -> mx.array:
+        """What `draw` draws from: probabilities [1, V], float32, after temperature and truncation."""
+        if self.sampling.temperature == 0:
+            index = mx.arange(logprobs.shape[-1])
+            return (index == logprobs.argmax(axis=-1, keepdims=True)).astype(mx.float32)
+        return mx.softmax(self._filtered(logprobs, step) / self.sampling.temperature, axis=-1)
+
+    def draw(self, logprobs: mx.array, step: int) -> mx.array:
+        """The token, int [1], that `step` (a count from 0) draws."""
+        if self.sampling.temperature == 0:
+            return logprobs.argmax(axis=-1)
+        return self._samplers.categorical_sampling(self._filtered(logprobs, step), self.sampling.temperature)
+
+    def _filtered(self, logprobs: mx.array, step: int) -> mx.array:
+        mx.random.seed((self.seed << 32 | step) & (1 << 64) - 1)  # mlx-lm draws from the global generator
+        for keep in self._filters:
+            logprobs = keep(logprobs)
+        return logprobs

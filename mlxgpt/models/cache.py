@@ -1,71 +1,152 @@
-"""The key and value cache of one attention layer, and the view of it that a compiled step writes through."""
+"""The key and value cache of one attention layer: growing, rolling within a window, quantized; and its view inside a
+compiled step.
+
+A buffer is a ring: position p lies in slot p modulo the capacity. A growing cache never comes around; a rolling one
+stops growing at its window and a little more, and overwrites what no query can see.
+"""
 
 from collections.abc import Sequence
 
 import mlx.core as mx
 
+from mlxgpt.errors import UsageError
 from mlxgpt.kernels.attention import causal_attention, masked_attention
 
 STEP = 256  # positions a cache grows by: a compiled decode step is traced anew only when it does
+SLACK = 512  # positions a rolling cache keeps beyond its window: most tokens at once, and most that can be trimmed
 
 
 class KVCache:
-    """Keys and values of the positions seen so far: buffers [B, Hkv, capacity, D], of which `offset` are filled."""
+    """Keys and values of the positions seen so far, `offset` of them.
 
-    def __init__(self) -> None:
-        self.keys = self.values = mx.zeros((0, 0, 0, 0))
+    `buffers` are the keys' arrays and then the values': one each, [B, Hkv, capacity, D], or with `bits` the three of
+    `mx.quantize` each. `window` is the model's sliding window, or None.
+    """
+
+    def __init__(self, window: int | None = None, bits: int | None = None) -> None:
+        self.limit = None if window is None else window + SLACK
+        self.bits = bits
+        self.buffers: list[mx.array] = []
         self.offset = 0
+        self.written = 0  # the furthest the offset was before a trim: what that overwrote is gone
 
     @property
     def capacity(self) -> int:
         """Positions the buffers hold."""
-        return self.keys.shape[2]
+        return self.buffers[0].shape[2] if self.buffers else 0
 
     def reserve(self, T: int) -> None:
-        """Make room for T more positions in buffers that have their shape."""
-        missing = self.offset + T - self.capacity
-        if missing > 0:
-            B, H, _, D = self.keys.shape
-            room = mx.zeros((B, H, -(-missing // STEP) * STEP, D), self.keys.dtype)
-            self.keys, self.values = (mx.concatenate([x, room], axis=2) for x in (self.keys, self.values))
+        """Make room for T more positions in buffers that have their shape, as far as the limit allows."""
+        needed = -(-(self.offset + T) // STEP) * STEP
+        room = min(needed, self.limit or needed) - self.capacity
+        if room > 0:
+            self.buffers = [
+                mx.concatenate([b, mx.zeros((*b.shape[:2], room, b.shape[3]), b.dtype)], axis=2) for b in self.buffers
+            ]
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
-        """Append k, v [B, Hkv, T, D] and return q's attention over everything seen. q [B, H, T, D]."""
-        B, H, T, D = k.shape
-        if self.offset == 0 and self.keys.shape[:2] != (B, H):
-            self.keys = self.values = mx.zeros((B, H, 0, D), k.dtype)
+        """Append k, v [B, Hkv, T, D] and return q's attention over everything seen. q [B, H, T, D].
+
+        A rolling cache takes at most `SLACK` positions at once; more raise ValueError.
+        """
+        T = k.shape[2]
+        if self.limit is not None and T > SLACK:
+            raise ValueError(f"a rolling cache takes at most {SLACK} positions at once, not {T}")
+        new = pack(k, self.bits) + pack(v, self.bits)
+        if self.offset == 0 and (not self.buffers or self.buffers[0].shape[0] != k.shape[0]):
+            self.buffers = [piece[:, :, :0] for piece in new]
         self.reserve(T)
-        end = self.offset + T
-        self.keys[:, :, self.offset : end] = k
-        self.values[:, :, self.offset : end] = v
-        self.offset = end
-        return causal_attention(q, self.keys[:, :, :end], self.values[:, :, :end], scale, window)
+        for buffer, piece in zip(self.buffers, new, strict=True):
+            _write(buffer, piece, self.offset)
+        self.offset += T
+        low = 0 if window is None else max(0, self.offset - T - window + 1)
+        keys, values = unpack([_read(b, low, self.offset) for b in self.buffers], self.bits, k.dtype)
+        return causal_attention(q, keys, values, scale, window)
+
+    def oldest(self) -> int:
+        """The smallest position that `trim` can go back to."""
+        furthest = max(self.offset, self.written)
+        return 0 if self.limit is None or furthest <= self.limit else furthest - SLACK
 
     def trim(self, offset: int) -> None:
-        """Forget every position from `offset` on."""
-        if not 0 <= offset <= self.offset:
-            raise ValueError(f"cannot trim a cache of {self.offset} positions to {offset}")
+        """Forget every position from `offset` on. What a rolling cache has overwritten does not come back."""
+        if not self.oldest() <= offset <= self.offset:
+            raise ValueError(f"cannot trim a cache of positions {self.oldest()} to {self.offset} to {offset}")
+        self.written = max(self.offset, self.written)
         self.offset = offset
+
+    def clear(self) -> None:
+        """Forget everything, the buffers too."""
+        self.buffers, self.offset, self.written = [], 0, 0
+
+
+def _write(buffer: mx.array, piece: mx.array, start: int) -> None:
+    capacity, T = buffer.shape[2], piece.shape[2]
+    slot = start % capacity
+    first = min(T, capacity - slot)
+    buffer[:, :, slot : slot + first] = piece[:, :, :first]
+    if first < T:
+        buffer[:, :, : T - first] = piece[:, :, first:]
+
+
+def _read(buffer: mx.array, low: int, end: int) -> mx.array:
+    capacity = buffer.shape[2]
+    slot, count = low % capacity, end - low
+    if slot + count <= capacity:
+        return buffer[:, :, slot : slot + count]
+    return mx.concatenate([buffer[:, :, slot:], buffer[:, :, : count - (capacity - slot)]], axis=2)
+
+
+def pack(x: mx.array, bits: int | None) -> list[mx.array]:
+    """What a cache stores of x [B, H, T, D]: x itself, or the arrays of `mx.quantize` over groups of the head."""
+    if bits is None:
+        return [x]
+    return list(mx.quantize(x, group_size=_group(x.shape[-1]), bits=bits))
+
+
+def unpack(buffers: Sequence[mx.array], bits: int | None, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+    """Keys and values [B, H, S, D] of what a cache stores, in `dtype`."""
+    if bits is None:
+        return buffers[0], buffers[1]
+    group = buffers[0].shape[-1] * 32 // bits // buffers[1].shape[-1]
+    keys = mx.dequantize(buffers[0], buffers[1], buffers[2], group_size=group, bits=bits)
+    values = mx.dequantize(buffers[3], buffers[4], buffers[5], group_size=group, bits=bits)
+    return keys.astype(dtype), values.astype(dtype)
+
+
+def _group(head_size: int) -> int:
+    """The group size for a head: 64, or 32 where that does not divide it. Raises UsageError where neither does."""
+    for size in (64, 32):
+        if head_size % size == 0:
+            return size
+    raise UsageError(f"a quantized cache needs heads of a multiple of 32 numbers; this model's have {head_size}")
 
 
 class Slot:
-    """A cache inside a compiled step: its buffers, and one position (a scalar mx.array) to write to.
+    """A cache inside a compiled step: its buffers, and the position, int [B], each row writes to.
 
-    The caller keeps position < capacity: `mx.slice_update` does not check its bounds.
+    The caller keeps a growing cache's positions below its capacity: nothing inside checks them.
     """
 
-    def __init__(self, keys: mx.array, values: mx.array, position: mx.array) -> None:
-        self.keys, self.values, self.offset = keys, values, position
+    def __init__(self, buffers: Sequence[mx.array], position: mx.array, bits: int | None = None) -> None:
+        self.buffers, self.offset, self.bits = list(buffers), position, bits
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
-        """Write k, v [B, Hkv, 1, D] at the position and return q's attention over the positions up to it."""
-        self.keys = mx.slice_update(self.keys, k, self.offset, axes=(2,))
-        self.values = mx.slice_update(self.values, v, self.offset, axes=(2,))
-        index = mx.arange(self.keys.shape[2])
-        mask = index <= self.offset
+        """Write k, v [B, Hkv, 1, D] at the positions and return q's attention over the positions up to them."""
+        B, capacity = k.shape[0], self.buffers[0].shape[2]
+        slot = self.offset % capacity
+        new = pack(k, self.bits) + pack(v, self.bits)
+        for i, piece in enumerate(new):
+            if B == 1:
+                self.buffers[i] = mx.slice_update(self.buffers[i], piece, slot, axes=(2,))
+            else:
+                self.buffers[i][mx.arange(B), :, slot] = piece[:, :, 0]
+        age = (self.offset[:, None] - mx.arange(capacity)) % capacity  # [B, capacity]: how long ago a slot was written
+        mask = age <= self.offset[:, None]
         if window is not None:
-            mask = mask & (index > self.offset - window)
-        return masked_attention(q, self.keys, self.values, scale, mask)
+            mask = mask & (age < window)
+        keys, values = unpack(self.buffers, self.bits, k.dtype)
+        return masked_attention(q, keys, values, scale, mask[:, None, None])
 
 
 Cache = KVCache | Slot

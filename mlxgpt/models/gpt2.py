@@ -109,8 +109,10 @@ class Model(nn.Module):
 
     def features(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
         """The last hidden state [B, T, n_embd] of tokens [B, T]; each layer's cache is read and extended."""
-        start = cache[0].offset if cache else 0
-        x = self.drop(self.wte(tokens) + self.wpe(start + mx.arange(tokens.shape[1])))
+        start = mx.array(cache[0].offset if cache else 0)
+        positions = start.reshape(-1, 1) + mx.arange(tokens.shape[1])  # [1 or B, T]
+        dtype = self.ln_f.weight.dtype  # embeddings in mxfp4 and the like come out as bfloat16
+        x = self.drop(self.wte(tokens).astype(dtype) + self.wpe(positions).astype(dtype))
         for i, block in enumerate(self.h):
             x = block(x, cache[i] if cache else None)
         return self.ln_f(x)

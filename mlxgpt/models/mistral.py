@@ -114,7 +114,7 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
-        x = self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)  # mxfp4 and the like come out as bfloat16
         for i, block in enumerate(self.layers):
             x = block(x, cache[i] if cache else None)
         return self.norm(x)

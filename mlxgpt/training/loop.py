@@ -19,7 +19,7 @@ from mlxgpt.data.batches import Batches
 from mlxgpt.data.shards import Shards
 from mlxgpt.errors import Error
 from mlxgpt.evaluation import Evaluator
-from mlxgpt.generation.engine import collect, generate
+from mlxgpt.generation.engine import Request, collect, generate
 from mlxgpt.generation.sampling import Sampling
 from mlxgpt.models.layers import named_parameters
 from mlxgpt.training import checkpoint, optimizers
@@ -218,8 +218,7 @@ class Run:
         if count == 0:
             return ""
         sampling = Sampling(temperature=0.8, top_k=min(50, tokenizer.vocab_size - 1))
-        self._seed(0)
-        answer = collect(generate(self.model, tokenizer, prompt, count, sampling))
+        answer = collect(generate(self.model, tokenizer, prompt, Request(count, sampling, seed=self.recipe.train.seed)))
         return tokenizer.decode(prompt).decode("utf-8", "replace") + answer.text
 
     def _diverged(self, step: int, what: str) -> Error:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlxgpt import models
 from mlxgpt.errors import Error
 from mlxgpt.generation import engine
-from mlxgpt.generation.engine import Decoder, TextStream, collect, generate
+from mlxgpt.generation.engine import Decoder, Request, TextStream, collect, generate
 from mlxgpt.generation.sampling import Sampling
 from mlxgpt.models import cache, gpt2, mistral
 from mlxgpt.tokenizer import CharTokenizer
@@ -47,6 +47,7 @@ def model(request) -> models.Model:
 def small_steps(monkeypatch):
     """Caches that grow, and prompts that are cut, every few tokens."""
     monkeypatch.setattr(cache, "STEP", 4)
+    monkeypatch.setattr(cache, "SLACK", 9)
     monkeypatch.setattr(engine, "PREFILL_CHUNK", 3)
 
 
@@ -80,7 +81,7 @@ def test_half_precision_decodes_as_its_full_forward(model, small_steps):
     decoder = Decoder(model)
     logits = mx.concatenate([decoder.prefill(text(12)[:5])] + [decoder.step(mx.array([t])) for t in text(12)[5:]])
     full = model(mx.array(text(12))[None])[0, 4:]
-    assert logits.dtype == decoder.caches[0].keys.dtype == mx.bfloat16
+    assert logits.dtype == decoder.caches[0].buffers[0].dtype == mx.bfloat16
     error = mx.linalg.norm((logits - full).astype(mx.float32)) / mx.linalg.norm(full.astype(mx.float32))
     assert error.item() < 0.05
 
@@ -108,7 +109,7 @@ def test_a_step_writes_into_the_caches_instead_of_copying_them():
         store.reserve(4096)
     logits = decoder.step(mx.array([4]))
     mx.eval(logits)
-    buffers = [b.nbytes for store in decoder.caches for b in (store.keys, store.values)]
+    buffers = [b.nbytes for store in decoder.caches for b in store.buffers]
     assert buffers == [4 * 4352 * 32 * 4] * 4
     mx.reset_peak_memory()
     for _ in range(5):
@@ -128,9 +129,9 @@ def test_prompts_that_cannot_be():
     with pytest.raises(Error, match=f"^{too_long}$"):
         decoder.prefill(text(9))
     with pytest.raises(Error, match=f"^{too_long}$"):
-        list(generate(decoder.model, LETTERS, text(9), 1))
+        list(generate(decoder.model, LETTERS, text(9), Request(1)))
     with pytest.raises(Error, match="the prompt is empty"):
-        list(generate(decoder.model, LETTERS, [], 1))
+        list(generate(decoder.model, LETTERS, [], Request(1)))
     decoder.prefill(text(8))
     with pytest.raises(Error, match=f"^{too_long}$"):
         decoder.step(mx.array([1]))
@@ -146,11 +147,11 @@ def greedy_by_full_forwards(model: models.Model, prompt: Sequence[int], count: i
 
 
 def test_greedy_with_the_cache_is_greedy_by_full_forwards(model, small_steps):
-    pieces = list(generate(model, LETTERS, text(7), 40))
+    pieces = list(generate(model, LETTERS, text(7), Request(40)))
     ids, logprobs = greedy_by_full_forwards(model, text(7), 40)
-    assert [p.token for p in pieces] == ids
+    assert [p.choice.token for p in pieces] == ids
     assert len(set(ids)) > 4  # not one token over and over
-    np.testing.assert_allclose([p.logprob for p in pieces], logprobs, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose([p.choice.logprob for p in pieces], logprobs, rtol=1e-3, atol=1e-4)
     assert "".join(p.text for p in pieces) == LETTERS.decode(ids).decode()
     assert [p.finish_reason for p in pieces] == [None] * 39 + ["length"]
 
@@ -163,25 +164,25 @@ def test_a_penalty_sees_every_token_before(model, small_steps):
         seen = list(set(ids[-20:]))
         logits[seen] = np.where(logits[seen] < 0, logits[seen] * 3, logits[seen] / 3)
         ids.append(int(logits.argmax()))
-    out = collect(generate(model, LETTERS, text(7), 20, Sampling(repetition_penalty=3.0)))
+    out = collect(generate(model, LETTERS, text(7), Request(20, Sampling(repetition_penalty=3.0))))
     assert out.token_ids == ids[7:]
-    assert out.token_ids != collect(generate(model, LETTERS, text(7), 20)).token_ids
+    assert out.token_ids != collect(generate(model, LETTERS, text(7), Request(20))).token_ids
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(model):
-    def sample(seed: int | None) -> list[int]:
-        return collect(generate(model, LETTERS, text(5), 30, Sampling(temperature=1.5), seed=seed)).token_ids
+    def sample(seed: int) -> list[int]:
+        return collect(generate(model, LETTERS, text(5), Request(30, Sampling(temperature=1.5), seed=seed))).token_ids
 
     assert sample(0) == sample(0) != sample(1) == sample(1)
-    assert sample(None) != sample(None)
+    assert sample(-1) == sample(-1) != sample(0)
 
 
 def test_the_context_is_filled_to_its_last_position():
     model = build(dataclasses.replace(GPT2, n_positions=10))
     ids, _ = greedy_by_full_forwards(model, text(6), 5)  # the fifth follows position 10 and needs none itself
-    out = collect(generate(model, LETTERS, text(6), 100))
+    out = collect(generate(model, LETTERS, text(6), Request(100)))
     assert (out.token_ids, out.finish_reason) == (ids, "length")
-    out = collect(generate(model, LETTERS, text(10), 100))
+    out = collect(generate(model, LETTERS, text(10), Request(100)))
     assert (len(out.token_ids), out.finish_reason) == (1, "length")
 
 
@@ -210,7 +211,7 @@ class Scripted:
 def say(data: bytes | list[int], max_tokens: int = 500, stops: Sequence[str] = (), tokenizer=BYTES):
     ids = tokenizer.encode(data) if isinstance(data, bytes) else data
     scripted = Scripted([1, 2, 3], ids, max(258, max(ids) + 1))
-    return list(generate(scripted, tokenizer, [1, 2, 3], max_tokens, stops=stops))  # type: ignore[arg-type]
+    return list(generate(scripted, tokenizer, [1, 2, 3], Request(max_tokens, stops=stops)))  # type: ignore[arg-type]
 
 
 def joined(pieces) -> tuple[str, str | None]:
@@ -220,7 +221,7 @@ def joined(pieces) -> tuple[str, str | None]:
 def test_the_closing_token_ends_a_text():
     pieces = say([*b"done", BYTES.eos_id, *b"more"])
     assert joined(pieces) == ("done", "stop")
-    assert [p.token for p in pieces] == [*b"done", BYTES.eos_id]
+    assert [p.choice.token for p in pieces] == [*b"done", BYTES.eos_id]
 
 
 def test_max_tokens_end_a_text():
@@ -306,3 +307,89 @@ def test_collecting_a_generation():
     assert 0 <= out.time_to_first_token < 1
     assert out.tokens_per_second > 0
     assert collect(iter(pieces[:1])).tokens_per_second == 0
+
+
+def test_a_rolling_decoder_equals_the_full_forward_at_every_position(windowed, small_steps):
+    """Prompts, steps and several tokens at once, until the caches have come around twice."""
+    ids = np.random.default_rng(3).integers(0, 17, 60).tolist()
+    full = np.array(windowed(mx.array(ids)[None])[0])
+    for prompt in (4, 5, 6, 14, 30):  # window - 1, window, window + 1; and beyond
+        decoder = Decoder(windowed)
+        np.testing.assert_allclose(np.array(decoder.prefill(ids[:prompt])[0]), full[prompt - 1], rtol=1e-3, atol=1e-3)
+        for turn in range(100):
+            at = decoder.position
+            if at == len(ids):
+                break
+            if turn % 3 < 2:
+                logits = decoder.step(mx.array([ids[at]]))
+            else:
+                logits = decoder.extend(ids[at : at + 4])
+            after = full[at : decoder.position]
+            np.testing.assert_allclose(np.array(logits), after, rtol=1e-3, atol=1e-3)
+        assert decoder.caches[0].capacity == 5 + cache.SLACK
+
+
+def test_a_rolling_decoder_rewinds_or_starts_anew(windowed, small_steps):
+    ids = np.random.default_rng(3).integers(0, 17, 40).tolist()
+    decoder = Decoder(windowed)
+    decoder.prefill(ids)
+    assert decoder.rewind(33) == decoder.position == 33
+    assert decoder.oldest() == 31
+    assert_decodes_as_the_full_forward(decoder, [*ids[:33], 1, 2, 3, 4, 5], 2)
+    assert decoder.rewind(10) == decoder.position == 0
+    assert_decodes_as_the_full_forward(decoder, ids[:20], 5)
+
+
+def test_a_quantized_decoder_steps_as_it_extends(tiny, small_steps):
+    ids = np.random.default_rng(3).integers(0, 17, 40).tolist()
+    for bits, near in ((8, 0.1), (4, 1.5)):
+        stepping, extending = Decoder(tiny, bits), Decoder(tiny, bits)
+        steps = [stepping.prefill(ids[:20])] + [stepping.step(mx.array([t])) for t in ids[20:]]
+        extending.prefill(ids[:20])
+        at_once = mx.concatenate([steps[0], *(extending.extend(ids[i : i + 4]) for i in range(20, 40, 4))])
+        np.testing.assert_allclose(np.array(mx.concatenate(steps)), np.array(at_once), rtol=1e-3, atol=1e-3)
+        exact = tiny(mx.array(ids)[None])[0, 19:]
+        error = mx.abs(at_once - exact).mean().item() / exact.std().item()
+        assert 0 < error < near / 5
+
+
+class StopNow(Exception):
+    pass
+
+
+def test_prefilling_tells_how_far_it_is_and_can_be_stopped(model, small_steps):
+    ids, heard = text(20), []
+    Decoder(model).prefill(ids, heard.append)
+    assert heard == [3, 6, 9, 12, 15, 18, 20]
+    decoder = Decoder(model)
+
+    def stop(done: int) -> None:
+        if done == 9:
+            raise StopNow
+
+    with pytest.raises(StopNow):
+        decoder.prefill(ids, stop)
+    assert decoder.position == 9
+    decoder.trim(7)
+    assert_decodes_as_the_full_forward(decoder, [*ids[:7], *ids[2:12]], 4)
+
+
+def test_the_likeliest_tokens_come_sorted_with_their_log_probabilities(model, small_steps):
+    for sampling in (Sampling(), Sampling(1.5, top_k=4)):
+        ids = text(7)
+        for piece in generate(model, LETTERS, ids, Request(12, sampling, logprobs=5)):
+            logits = np.array(model(mx.array(ids)[None])[0, -1], np.float64)
+            logprobs = logits - np.log(np.exp(logits).sum())
+            assert [t for t, _ in piece.choice.top] == np.argsort(-logprobs)[:5].tolist()
+            np.testing.assert_allclose([p for _, p in piece.choice.top], -np.sort(-logprobs)[:5], rtol=1e-3, atol=1e-3)
+            assert piece.choice.logprob == pytest.approx(logprobs[piece.choice.token], rel=1e-3, abs=1e-3)
+            ids = [*ids, piece.choice.token]
+    assert len(next(generate(model, LETTERS, ids, Request(1, logprobs=100))).choice.top) == 17
+    assert next(generate(model, LETTERS, ids, Request(1))).choice.top == []
+
+
+def test_a_decoder_that_holds_a_beginning_computes_the_rest(model, small_steps):
+    decoder = Decoder(model)
+    decoder.prefill(text(9)[:6])
+    mine = collect(generate(model, LETTERS, text(9), Request(10), decoder))
+    assert mine.token_ids == collect(generate(model, LETTERS, text(9), Request(10))).token_ids

@@ -54,7 +54,25 @@ def test_transformers_gives_the_same_logits(name, tmp_path):
     np.testing.assert_allclose(ours, theirs(tmp_path, tokens), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mistral"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_is_as_close_to_float32_as_transformers_is(name, tmp_path):
+    """Weights of a trained model's size (the goldens' are far larger): relative to the norm of the logits."""
+    mx.random.seed(3)
+    model = models.build(CONFIGS[name]).apply(lambda p: p + 0.05 * mx.random.normal(p.shape)).eval()
+    weights.save_tokenizer_and_config(tmp_path, model.config, TOKENIZER)
+    weights.save_weights(tmp_path / "model.safetensors", weights.to_disk(model))
+    tokens = mx.random.randint(0, 300, (2, 20), key=mx.random.key(0))
+    exact = theirs(tmp_path, tokens)
+    half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        rounded = half(torch.tensor(np.array(tokens).astype(np.int64))).logits.float().numpy()
+    ours = np.array(weights.load(tmp_path, mx.bfloat16)(tokens).astype(mx.float32))
+    error, accepted = (np.linalg.norm(logits - exact) / np.linalg.norm(exact) for logits in (ours, rounded))
+    assert 0 < error < 2e-2
+    assert error < 1.25 * accepted
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "mistral_sharded", "mistral_tied"])
 def test_the_goldens_are_what_transformers_gives(name):
     folder = GOLDEN / "hub" / name
     golden: dict[str, mx.array] = mx.load(str(folder / "logits.safetensors"))  # type: ignore[assignment]
@@ -70,7 +88,9 @@ def test_the_goldens_are_what_their_script_makes(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "FOLDER", tmp_path)
     for name, config in script.CONFIGS.items():
         script.make(name, config)
-        for file in ("model.safetensors", "logits.safetensors"):
+        files = sorted(path.name for path in (tmp_path / name).glob("*.safetensors*"))
+        assert files == sorted(path.name for path in (GOLDEN / "hub" / name).glob("*.safetensors*"))
+        for file in (name for name in files if name.endswith(".safetensors")):
             made: dict[str, mx.array] = mx.load(str(tmp_path / name / file))  # type: ignore[assignment]
             kept: dict[str, mx.array] = mx.load(str(GOLDEN / "hub" / name / file))  # type: ignore[assignment]
             assert made.keys() == kept.keys()
