@@ -80,8 +80,6 @@ def prepare() -> Blas:
     for attempt in (_numpy_openblas, _system_openblas):
         try:
             return attempt()
-        except UsageError as error:
-            return _reference("", refused=str(error))
         except (OSError, Error) as error:
             why_not.append(" ".join(str(error).split()))
     return _reference("; ".join(why_not))

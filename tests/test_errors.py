@@ -102,7 +102,7 @@ CASES = [
     ("generate -m {M} -p x --min-p 2", 2, "min-p must be between 0 and 1"),
     ("generate -m {M} -p x --repetition-penalty 0", 2, "repetition penalty must be above 0"),
     ("generate -m {M} -p x --dtype int8", 2, "'--dtype'"),
-    ("generate -m {M}", 2, "Missing option '--prompt'"),
+    ("generate -m {M}", 2, "nothing to continue: give --prompt"),
     ("eval -m {M} --cursors -1", 2, "'--cursors'"),
     ("eval -m {M} --cursors " + "4" + "0" * 30, 2, "too large"),
     ("configs tiney", 2, "did you mean 'tiny'?"),
@@ -121,10 +121,10 @@ CASES = [
     ("complete -m {M} {F}/none.py --line 1 --column 1", 2, "{F}/none.py cannot be read: No such file"),
     ("complete -m {M} {C} --line 1 --column 1", 2, "{C} cannot be read: Is a directory"),
     # model folders
-    ("generate -m {F}/none -p x", 2, "no model folder at {F}/none"),
-    ("complete -m {F}/none", 2, "no model folder at {F}/none"),
-    ("eval -m {F}/none", 2, "no model folder at {F}/none"),
-    ("generate -m {S} -p x", 2, "no model folder at {S}"),
+    ("generate -m {F}/none -p x", 2, "there is no model '{F}/none'"),
+    ("complete -m {F}/none", 2, "there is no model '{F}/none'"),
+    ("eval -m {F}/none", 2, "there is no model '{F}/none'"),
+    ("generate -m {S} -p x", 2, "there is no model '{S}'"),
     ("generate -m {F}/nothing -p x", 1, "{F}/nothing/config.json is missing"),
 ]
 

@@ -83,7 +83,8 @@ def test_a_quantized_folder_gives_the_logits_of_its_dequantized_weights(name, ki
     held = named_parameters(loaded)
     assert held.keys() == named_parameters(model).keys()
     assert all(mx.array_equal(held[n], w) for n, w in named_parameters(model).items())
-    assert_close(loaded(TOKENS), dequantized(model)(TOKENS))
+    # a product of packed weights adds up in another order
+    assert_close(loaded(TOKENS), dequantized(model)(TOKENS), 3e-5)
 
 
 def test_modules_may_differ_by_override_or_by_what_is_stored(tmp_path):

@@ -93,10 +93,10 @@ def causal_attention(
 
 
 def masked_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array) -> mx.array:
-    """Attention under an explicit boolean mask [B, 1, T, S], for a cache of fixed size.
+    """Attention under an explicit boolean mask, [T, S] or [B, 1, T, S], for a cache of fixed size.
 
     Shapes as in `reference`; at least one key must be visible to each query.
     """
     if mx.default_device().type == mx.DeviceType.gpu:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    return reference(q, k, v, scale, mask if q.shape[1] == k.shape[1] else mask[:, :, None])
+    return reference(q, k, v, scale, mask if mask.ndim < 4 or q.shape[1] == k.shape[1] else mask[:, :, None])

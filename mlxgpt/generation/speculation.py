@@ -50,7 +50,9 @@ class Tally:
 class Guesser(Protocol):
     """Guesses what comes after `history`: up to `count` tokens, for the places from `step` on."""
 
-    def guess(self, history: list[int], count: int, step: int) -> list[Guess]: ...
+    def guess(self, history: list[int], count: int, step: int) -> list[Guess]:
+        """The guesses, the nearest first; none where there is nothing to go by."""
+        ...
 
 
 class Lookup:

@@ -136,8 +136,8 @@ class Scripted:
 
     prefill = step
 
-    def trim(self, position: int) -> None:
-        pass
+    def rewind(self, position: int) -> int:
+        return position
 
 
 @pytest.mark.parametrize(
