@@ -235,6 +235,14 @@ def test_pieces_of_a_text_cut_after_newlines_have_the_texts_tokens():
     assert [i for line in text.splitlines(keepends=True) for i in tokenizer.encode(line)] == tokenizer.encode(text)
 
 
+def test_the_text_around_what_is_spelled_in_bytes_is_encoded_as_ever():
+    for name in ("bpe", "unigram model", "llama"):
+        encode, text = made(name).encode, source()[7][:2000]
+        for spelled in ("▁", b"\xff\xfe", b"\n\xff\n"):
+            data = spelled.encode() if isinstance(spelled, str) else spelled
+            assert encode(text.encode() + data + text.encode()) == encode(text) + encode(data) + encode(text)
+
+
 def test_training_is_deterministic():
     assert bpe().fingerprint() == made("bpe").fingerprint()
 

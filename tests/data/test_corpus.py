@@ -597,6 +597,12 @@ def test_the_tail_starts_at_a_character(tmp_path):
             assert 0 <= train.end - 0.8 * validation.end < 4
 
 
+def test_a_file_that_goes_before_it_is_cut_is_an_error(tmp_path):
+    path = tmp_path / "gone.txt"
+    with pytest.raises(Error, match=rf"cannot read {path}: No such file"):
+        corpus._tail(Document("gone.txt", path, "", 0, 100, "train"), 0.1)
+
+
 def test_a_text_too_short_to_cut_is_trained_on_whole(tmp_path):
     for content in ("a", "é", "語"):
         path = write(tmp_path, {"t.txt": content}) / "t.txt"
