@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt.completion import prompt as prompts
-from mlxgpt.generation.engine import Decoder
+from mlxgpt.generation.engine import Decoder, common_length
 from mlxgpt.models import Model
 from mlxgpt.tokenizer import Tokenizer
 
@@ -75,12 +75,7 @@ class Suggester:
 
     def _prefill(self, ids: list[int]) -> mx.array:
         """Logits after `ids`, of which the tokens already in the caches are not computed again."""
-        shared = 0
-        for a, b in zip(self._computed, ids[:-1], strict=False):
-            if a != b:
-                break
-            shared += 1
-        shared = self.decoder.rewind(shared)
+        shared = self.decoder.rewind(common_length(self._computed, ids[:-1]))
         self._computed = list(ids[:shared])  # true as well where the prefill fails
         logits = self.decoder.prefill(ids[shared:])
         self._computed = list(ids)

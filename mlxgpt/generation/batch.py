@@ -25,7 +25,7 @@ from mlxgpt.generation.engine import (
     within_context,
 )
 from mlxgpt.models import Model
-from mlxgpt.models.cache import STEP
+from mlxgpt.models.cache import STEP, grown
 from mlxgpt.tokenizer import Tokenizer
 
 ROWS = 8  # prompts decoded side by side at most
@@ -52,15 +52,11 @@ class Rows:
         """Append one token to each row; returns the logits [B, V] after them. Lazy."""
         capacity = self._buffers[0][0].shape[2]
         if max(self.positions) >= capacity and capacity != self._limit:
-            self._buffers = [[_grown(b, min(STEP, (self._limit or 1 << 62) - capacity)) for b in layer]
+            self._buffers = [[grown(b, min(STEP, (self._limit or 1 << 62) - capacity)) for b in layer]
                              for layer in self._buffers]  # fmt: skip
         logits, self._buffers = self._step(mx.array(tokens), mx.array(self.positions), self._buffers)
         self.positions = [p + 1 for p in self.positions]
         return logits
-
-
-def _grown(buffer: mx.array, room: int) -> mx.array:
-    return mx.concatenate([buffer, mx.zeros((*buffer.shape[:2], room, buffer.shape[3]), buffer.dtype)], axis=2)
 
 
 def generate(

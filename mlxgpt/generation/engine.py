@@ -89,6 +89,11 @@ class Decoder:
             )
 
 
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def compiled_step(model: Model, kv_bits: int | None) -> Callable:
     """A compiled function (tokens [B], positions [B], a list of buffers a layer) -> (logits [B, V], the buffers)."""
 

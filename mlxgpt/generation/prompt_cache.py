@@ -11,8 +11,7 @@ import mlx.core as mx
 
 from mlxgpt import files, tensors
 from mlxgpt.errors import Error
-from mlxgpt.generation.engine import Decoder
-from mlxgpt.generation.speculation import common_length
+from mlxgpt.generation.engine import Decoder, common_length
 from mlxgpt.models import Model
 from mlxgpt.models.cache import SLACK
 from mlxgpt.models.layers import named_parameters

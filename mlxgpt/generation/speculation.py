@@ -18,6 +18,7 @@ from mlxgpt.generation.engine import (
     Piece,
     Request,
     chooser,
+    common_length,
     pick,
     read,
     text_of,
@@ -101,11 +102,6 @@ class Draft:
         return guesses
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def decode(
     decoder: Decoder,
     logits: mx.array,
@@ -146,7 +142,7 @@ def decode(
 def _verdict(
     choose: Chooser,
     logprobs: mx.array,
-    guess: tuple[int, np.ndarray | None] | None,
+    guess: Guess | None,
     step: int,
     draws: np.random.Generator,
 ) -> tuple[int, bool]:

@@ -40,9 +40,7 @@ class KVCache:
         needed = -(-(self.offset + T) // STEP) * STEP
         room = min(needed, self.limit or needed) - self.capacity
         if room > 0:
-            self.buffers = [
-                mx.concatenate([b, mx.zeros((*b.shape[:2], room, b.shape[3]), b.dtype)], axis=2) for b in self.buffers
-            ]
+            self.buffers = [grown(b, room) for b in self.buffers]
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None) -> mx.array:
         """Append k, v [B, Hkv, T, D] and return q's attention over everything seen. q [B, H, T, D].
@@ -78,6 +76,11 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, the buffers too."""
         self.buffers, self.offset, self.written = [], 0, 0
+
+
+def grown(buffer: mx.array, room: int) -> mx.array:
+    """A buffer [B, H, capacity, D] with `room` more positions, empty."""
+    return mx.concatenate([buffer, mx.zeros((*buffer.shape[:2], room, buffer.shape[3]), buffer.dtype)], axis=2)
 
 
 def _write(buffer: mx.array, piece: mx.array, start: int) -> None:
