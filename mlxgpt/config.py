@@ -63,9 +63,12 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """[optimizer]: AdamW and its schedule."""
+    """[optimizer]: the update and its schedule."""
 
+    kind: Literal["adamw", "muon"] = key("adamw", "muon: Muon for the matrices of the blocks, AdamW for the rest")
     lr: float = key(1e-3, "peak learning rate", 0)
+    muon_lr: float = key(0.02, "muon: peak learning rate of its matrices, on the same schedule", 0)
+    muon_momentum: float = key(0.95, "muon: decay of its matrices' momentum", 0)
     min_lr: float = key(1e-4, "learning rate at the end of the run", 0)
     schedule: Literal["cosine", "wsd", "constant"] = key(
         "cosine", "after the warm-up: cosine decay; wsd: stable, then linear decay; constant"
@@ -80,6 +83,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.beta1 < 1 and self.beta2 < 1, "optimizer.beta1 and optimizer.beta2 must be below 1")
+        require(self.lr > 0 or self.kind != "muon", "optimizer.lr must be above 0: muon's own rate follows it")
+        require(self.muon_momentum < 1, "optimizer.muon_momentum must be below 1")
         require(self.decay_fraction <= 1, "optimizer.decay_fraction must be at most 1")
         require(self.min_lr <= self.lr, "optimizer.min_lr must not exceed optimizer.lr")
 

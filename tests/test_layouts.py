@@ -70,6 +70,8 @@ def test_mistrals_own_release_gives_the_logits_of_the_hub(name, tmp_path):
     ours = weights.load(folder)(golden["tokens"])
     np.testing.assert_allclose(np.array(ours), np.array(golden["logits"]), rtol=0, atol=1e-4)
     assert mx.array_equal(ours, weights.load(HUB / name)(golden["tokens"]))
+    greedy: list[int] = golden["greedy"].tolist()  # type: ignore[assignment]
+    assert weights.load(folder)(mx.array([greedy]))[0, 9:-1].argmax(-1).tolist() == greedy[10:]
 
 
 def test_a_release_in_shards_with_an_index(tmp_path):

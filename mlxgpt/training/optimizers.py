@@ -1,14 +1,72 @@
-"""AdamW as PyTorch runs it: bias-corrected, decoupled decay on matrices only."""
+"""AdamW as PyTorch runs it: bias-corrected, decoupled decay on matrices only; and Muon for the blocks' matrices."""
 
 import mlx.core as mx
 import mlx.optimizers as optim
 
 from mlxgpt.config import OptimizerConfig
 
+EMBEDDINGS = ("wte.", "wpe.", "embed_tokens.", "lm_head.")  # rows are tokens or positions: AdamW's, as in Muon's paper
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., kellerjordan.github.io/posts/muon (2024)
+
 
 def is_matrix(path: str, parameter: mx.array) -> bool:
     """Whether a parameter decays: embeddings and linear weights do, biases and norms do not."""
     return parameter.ndim >= 2
+
+
+def is_hidden_matrix(path: str, parameter: mx.array) -> bool:
+    """Whether Muon updates a parameter: the linear weights of the blocks."""
+    return is_matrix(path, parameter) and not any(name in path for name in EMBEDDINGS)
+
+
+def is_merged(path: str, parameter: mx.array) -> bool:
+    """Whether a parameter is three matrices one above the other: GPT-2's queries, keys and values."""
+    return path.endswith("c_attn.weight")
+
+
+def orthogonalize(gradient: mx.array, steps: int = 5) -> mx.array:
+    """Nearly the closest matrix with orthonormal rows or columns: float [..., M, N], singular values in 0.7 to 1.2.
+
+    The quintic Newton–Schulz iteration with the coefficients of NEWTON_SCHULZ, in float32.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = gradient.shape[-2] > gradient.shape[-1]
+    x = gradient.astype(mx.float32)
+    x = x.swapaxes(-1, -2) if tall else x
+    x = x / (mx.sqrt(x.square().sum((-2, -1), keepdims=True)) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.swapaxes(-1, -2)
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x.swapaxes(-1, -2) if tall else x
+
+
+class Muon(optim.Optimizer):
+    """Nesterov momentum, orthogonalized (Jordan et al., 2024), with decoupled decay (arXiv 2502.16982).
+
+    MLX's own couples the decay into the gradient, where it turns the step and does not shrink the weights. `ratio` is
+    its rate over `learning_rate`, which it shares with AdamW and its schedule. Each parameter is `parts` matrices of
+    the same size, one above the other.
+    """
+
+    def __init__(self, learning_rate: float, ratio: float, momentum: float, weight_decay: float, parts: int) -> None:
+        super().__init__()
+        self._maybe_schedule("learning_rate", learning_rate)
+        self.ratio, self.momentum, self.weight_decay, self.parts = ratio, momentum, weight_decay, parts
+
+    def init_single(self, parameter: mx.array, state: dict) -> None:
+        """The momentum of one matrix, float32, starts at 0."""
+        state["m"] = mx.zeros_like(parameter)
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        """One matrix [M, N] after this step."""
+        rate = self.learning_rate * self.ratio
+        state["m"] = self.momentum * state["m"] + (1 - self.momentum) * gradient
+        look_ahead = self.momentum * state["m"] + (1 - self.momentum) * gradient
+        rows, columns = parameter.shape
+        height = rows // self.parts
+        update = orthogonalize(look_ahead.reshape(self.parts, height, columns)).reshape(rows, columns)
+        scale = max(1.0, height / columns) ** 0.5
+        return parameter * (1 - rate * self.weight_decay) - rate * scale * update
 
 
 def make(config: OptimizerConfig) -> optim.Optimizer:
@@ -18,4 +76,10 @@ def make(config: OptimizerConfig) -> optim.Optimizer:
         betas = [config.beta1, config.beta2]
         return optim.AdamW(config.lr, betas, config.eps, weight_decay=weight_decay, bias_correction=True)
 
-    return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [is_matrix])
+    def muon(parts: int) -> Muon:
+        return Muon(config.lr, config.muon_lr / config.lr, config.muon_momentum, config.weight_decay, parts)
+
+    if config.kind == "adamw":
+        return optim.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [is_matrix])
+    kinds = [muon(3), muon(1), adamw(config.weight_decay), adamw(0.0)]
+    return optim.MultiOptimizer(kinds, [is_merged, is_hidden_matrix, is_matrix])

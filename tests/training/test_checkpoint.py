@@ -20,11 +20,11 @@ CONFIG = gpt2.Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=1, n_head=
 BATCH = mx.array(np.random.default_rng(0).integers(0, 20, (4, 8)).astype(np.int32))
 
 
-def make(seed: int = 0):
+def make(seed: int = 0, kind="adamw"):
     mx.random.seed(seed)
     model = gpt2.Model(CONFIG)
     model.init_weights()
-    return model, optimizers.make(OptimizerConfig())
+    return model, optimizers.make(OptimizerConfig(kind=kind))
 
 
 def stepper(model, optimizer):
@@ -42,14 +42,15 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_everything_comes_back_and_training_goes_on_as_if_nothing_was(run):
-    model, optimizer = make()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_everything_comes_back_and_training_goes_on_as_if_nothing_was(kind, run):
+    model, optimizer = make(kind=kind)
     step = stepper(model, optimizer)
     for _ in range(3):
         step()
     position = Position(step=3, elapsed=1.25, evaluations=1, best_loss=2.5, best_step=2)
     path = checkpoint.save(run, model, optimizer, position)
-    again, its_optimizer = make(seed=9)
+    again, its_optimizer = make(seed=9, kind=kind)
     assert checkpoint.restore(path, again, its_optimizer) == position
     assert content(again, its_optimizer) == content(model, optimizer)
     other = stepper(again, its_optimizer)
