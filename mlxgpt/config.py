@@ -103,6 +103,12 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = key(
         "auto", "compute type; the weights stay float32. auto: bfloat16 on a GPU, float32 on a CPU"
     )
+    checkpoint_minutes: float = key(10.0, "write a checkpoint this often, besides at evaluations; 0: only there", 0)
+    keep_checkpoints: int = key(1, "newest checkpoints that stay on disk; the best model always does", 1)
+    on_divergence: Literal["stop", "rollback"] = key(
+        "stop", "at a loss that is no number, or a spike; rollback: to the last checkpoint, with half the learning rate"
+    )
+    spike: float = key(0.0, "nats above the mean of the last 50 losses that count as divergence; 0: none do", 0)
     seed: int = key(1337, "seed of the weights, the batches and the samples, below 4294967296", 0)
 
     def __post_init__(self) -> None:

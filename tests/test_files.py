@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,3 +177,21 @@ def test_json_that_cannot_be_read_is_one_error(tmp_path, content, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(Error, match="cannot be read as JSON"):
         files.read_json(tmp_path)
+
+
+def test_a_lock_keeps_a_second_process_out_and_goes_with_its_holder(tmp_path):
+    path = tmp_path / ".lock"
+    hold = "import sys, time; from pathlib import Path; from mlxgpt import files\n"
+    hold += "with files.lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Error, match=f"in use by another mlxgpt \\(process {holder.pid}\\)"), files.lock(path):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert path.exists()
+    with files.lock(path), pytest.raises(Error, match="in use"), files.lock(path):
+        pass
+    assert not path.exists()

@@ -33,7 +33,8 @@ ROOMS: dict[str, str] = {
     "evaluation": "data kernels models",
     "training": "backend config data errors evaluation files generation kernels models weights",
     "completion": "backend config data errors evaluation files generation models tokenizer weights",
-    "cli": "answer backend completion config convert errors generation hub layouts quantization training",
+    "bench": "answer backend completion config data errors generation models training",
+    "cli": "answer backend bench completion config convert errors generation hub layouts quantization training",
     "": "backend",  # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it
 }
 # Only when it is called for: `config` documents every key of a recipe, also those that the models define.

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ REPLACED = (
     "model.safetensors", "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json",
     "tokenizer_config.json", "report.html",
 )  # fmt: skip
+SPIKE_WINDOW = 50  # losses
+SMALLEST_SCALE = 1 / 32  # of the learning rate: where roll-backs end
 
 
 @contextmanager
@@ -92,14 +95,22 @@ class Run:
         self.position = checkpoint.Position()
         if resume:
             self.position = checkpoint.restore(checkpoint.newest(out), self.model, self.optimizer)
-        self.step = make_step(self.model, self.optimizer, recipe.optimizer.clip, backend.compute_dtype(train.dtype))
-        mx.eval(self.model.state, self.optimizer.state)
+        self._compile()
+        self.writer = checkpoint.Writer(out, train.keep_checkpoints)
+        self._kept_at = self.position.elapsed
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         tokens = shards.tokens("validation")
         self.evaluator = (
             Evaluator(self.model, tokens, shards.bytes_in("validation"), train.batch_size, train.sequence_length)
             if len(tokens) > 1
             else None
         )
+
+    def _compile(self) -> None:
+        """Make the step for the model and the optimizer as they are now."""
+        dtype = backend.compute_dtype(self.recipe.train.dtype)
+        self.step = make_step(self.model, self.optimizer, self.recipe.optimizer.clip, dtype)
+        mx.eval(self.model.state, self.optimizer.state)
 
     @property
     def parameters(self) -> int:
@@ -139,9 +150,10 @@ class Run:
         tokens_a_step = train.batch_size * train.sequence_length * train.accumulation
         last: tuple[float | None, float | None] = (None, None)
         path = self.out / "training" / "metrics.jsonl"
-        with Metrics(path, self.position.step or None) as metrics, stop_on_interrupt() as asked:
+        with Metrics(path, self.position.step or None) as metrics, stop_on_interrupt() as asked, self.writer:
             while clock.progress(self.position.step) < 1 and not asked():
-                step, rate = self.position.step, clock.rate(self.recipe.optimizer, self.position.step)
+                step = self.position.step
+                rate = clock.rate(self.recipe.optimizer, step) * self.position.lr_scale
                 start = time.perf_counter()
                 loss, norm = self._one_step(step, rate)
                 seconds = time.perf_counter() - start
@@ -154,19 +166,53 @@ class Run:
                 }  # fmt: skip
                 metrics.write(record)
                 panel.train(record)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-                    raise self._diverged(step + 1, what)
+                if trouble := self._trouble(loss, norm):
+                    self._roll_back(step + 1, trouble, metrics, panel)
+                    clock.elapsed = self.position.elapsed
+                    continue
                 self.position.step, self.position.elapsed = step + 1, clock.elapsed
                 due = math.floor(clock.progress(step + 1) * train.evaluations + 1e-9)
                 if due > self.position.evaluations:
                     self.position.evaluations = due
                     last = self._evaluate(metrics, panel)
-            checkpoint.save(self.out, self.model, self.optimizer, self.position)
+                elif 0 < 60 * train.checkpoint_minutes <= clock.elapsed - self._kept_at:
+                    self._keep()
+            self._keep()
             if not (self.out / "model.safetensors").exists():  # interrupted before its first evaluation
                 self._save_model()
         interrupted = clock.progress(self.position.step) < 1
         return Summary(self.position.step, clock.elapsed, *last, interrupted)
+
+    def _keep(self) -> None:
+        """Have a checkpoint written."""
+        self.writer.save(self.model, self.optimizer, self.position)
+        self._kept_at = self.position.elapsed
+
+    def _trouble(self, loss: float, norm: float) -> str:
+        """What is wrong with a step's loss and gradient norm; empty where nothing is."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient's norm is {norm}"
+        spike, recent = self.recipe.train.spike, self._losses
+        usual = sum(recent) / len(recent) if recent else loss
+        if spike and len(recent) == recent.maxlen and loss > usual + spike:
+            return f"the loss is {loss:.4f}, and was {usual:.4f} in the mean of the last {len(recent)} steps"
+        recent.append(loss)
+        return ""
+
+    def _roll_back(self, step: int, trouble: str, metrics: Metrics, panel: Panel) -> None:
+        """Go back to the last checkpoint with half the rate. Raises Error where the recipe says stop, or in vain."""
+        self.writer.wait()
+        path, scale = checkpoint.latest(self.out), self.position.lr_scale / 2
+        if self.recipe.train.on_divergence == "stop" or path is None or scale < SMALLEST_SCALE:
+            raise self._diverged(step, trouble)
+        self.position = checkpoint.restore(path, self.model, self.optimizer)
+        self.position.lr_scale = scale
+        self._compile()
+        self._losses.clear()
+        metrics.rewind(self.position.step)
+        panel.note(f"step {step:,}: {trouble}; back to step {self.position.step:,} with {scale:g} of the learning rate")
 
     def _one_step(self, step: int, rate: float) -> tuple[float, float]:
         """Step number `step`: everything random in it is a function of (seed, step). Returns loss and gradient norm."""
@@ -203,7 +249,7 @@ class Run:
             self._save_model()
             self.position.best_loss, self.position.best_step = val_loss, self.position.step
         metrics.write(record)  # first: what is there up to a checkpoint's step must be all
-        checkpoint.save(self.out, self.model, self.optimizer, self.position)
+        self._keep()
         panel.evaluation(record)
         return val_loss, val_bpb
 

@@ -20,13 +20,21 @@ class Metrics:
 
         Raises Error when the file cannot be written.
         """
-        kept = b""
-        if keep_until is not None and path.is_file():
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = b"".join(line for line in lines if (step := _step(line)) is not None and step <= keep_until)
-        files.write(path, lambda partial: partial.write_bytes(kept))
         self._path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed on leaving the context)
+        self._open(keep_until)
+
+    def _open(self, keep_until: int | None) -> None:
+        kept = b""
+        if keep_until is not None and self._path.is_file():
+            lines = self._path.read_bytes().splitlines(keepends=True)
+            kept = b"".join(line for line in lines if (step := _step(line)) is not None and step <= keep_until)
+        files.write(self._path, lambda partial: partial.write_bytes(kept))
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed on leaving the context)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records of steps after `step`. Raises Error."""
+        self._file.close()
+        self._open(step)
 
     def __enter__(self) -> "Metrics":
         return self

@@ -1,9 +1,13 @@
 """How far a run is, and the learning rate as a function of that."""
 
 import math
-from dataclasses import dataclass
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
 
 from mlxgpt.config import OptimizerConfig
+
+GAP = 30.0  # seconds: a shorter step is never taken for a pause
 
 
 def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: float = 0.0) -> float:
@@ -30,17 +34,23 @@ class Clock:
     """How far a run is, by its steps or, where `minutes` is not 0, by the time they took.
 
     Only steps count. Evaluations do not: they would leave a short run no time to decay its learning rate. Nor does a
-    process's first step, most of which is compilation.
+    process's first step, most of which is compilation. A step that took far longer than the ones before it, because
+    the machine slept or the process was stopped, counts as one of them.
     """
 
     steps: int
     minutes: float
     elapsed: float = 0.0  # seconds, of the run's earlier processes too
     _compiled: bool = False
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=16))
 
     def count(self, seconds: float) -> None:
         """Take in the time of one step."""
-        self.elapsed += seconds if self._compiled else 0.0
+        if self._compiled:
+            usual = statistics.median(self._recent) if self._recent else seconds
+            seconds = usual if seconds > max(GAP, 20 * usual) else seconds
+            self._recent.append(seconds)
+            self.elapsed += seconds
         self._compiled = True
 
     def progress(self, step: int) -> float:

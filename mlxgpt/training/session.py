@@ -1,6 +1,7 @@
 """`mlxgpt train`, whole: recipe, corpus, run, report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def run(
     from mlxgpt.training.report import write_report
 
     models.config_from_table(recipe.model)  # before the corpus is read: that may take long
-    with Panel(f"mlxgpt train {out}") as panel:
+    with Panel(f"mlxgpt train {out}") as panel, _alone(out):
         panel.note("reading the corpus")
         data, cached = shards.prepare(paths, recipe.data, recipe.tokenizer, backend.cache_dir())
         panel.note(_data_line("corpus, from the cache" if cached else "corpus", data.manifest))
@@ -61,6 +62,23 @@ def run(
     panel.note(_closing_line(summary, out))
     print(f"model {out}")
     print(f"report {write_report(out)}")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the run folder, made if need be, against a second run in it. Raises Error."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Error(f"{out} cannot be made: {error.strerror}") from None
+    try:
+        with files.lock(out / ".lock"):
+            yield
+    finally:
+        if new:
+            with suppress(OSError):
+                out.rmdir()  # where nothing came to be in it
 
 
 def _stored(out: Path) -> tuple[list[Path], Recipe]:

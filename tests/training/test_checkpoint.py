@@ -1,6 +1,8 @@
 """Checkpoints: bit for bit, whole or not there, one at a time."""
 
 import json
+import shutil
+import threading
 
 import mlx.core as mx
 import numpy as np
@@ -36,6 +38,12 @@ def content(model, optimizer) -> dict[str, bytes]:
     return {name: bytes(memoryview(np.array(a)).cast("B")) for name, a in arrays.items()}
 
 
+def save(run, model, optimizer, position, keep=1):
+    with checkpoint.Writer(run, keep) as writer:
+        writer.save(model, optimizer, position)
+    return checkpoint.latest(run)
+
+
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "training").mkdir()
@@ -49,7 +57,7 @@ def test_everything_comes_back_and_training_goes_on_as_if_nothing_was(kind, run)
     for _ in range(3):
         step()
     position = Position(step=3, elapsed=1.25, evaluations=1, best_loss=2.5, best_step=2)
-    path = checkpoint.save(run, model, optimizer, position)
+    path = save(run, model, optimizer, position)
     again, its_optimizer = make(seed=9, kind=kind)
     assert checkpoint.restore(path, again, its_optimizer) == position
     assert content(again, its_optimizer) == content(model, optimizer)
@@ -66,23 +74,69 @@ def test_the_newest_is_kept_and_half_written_ones_are_swept(run):
     (run / "training" / ".checkpoint-00000002-abc").mkdir()
     assert checkpoint.latest(run) is None
     for step in (2, 10):
-        checkpoint.save(run, model, optimizer, Position(step=step))
+        save(run, model, optimizer, Position(step=step))
     assert [p.name for p in (run / "training").iterdir()] == ["checkpoint-00000010"]
+    for step in (12, 100_000_000, 100_000_001):
+        save(run, model, optimizer, Position(step=step), keep=3)
+    assert [p.name for p in checkpoint.saved(run)] == [
+        "checkpoint-00000012", "checkpoint-100000000", "checkpoint-100000001"
+    ]  # fmt: skip
+    assert checkpoint.newest(run).name == "checkpoint-100000001"
+    shutil.rmtree(run / "training")
+    (run / "training").mkdir()
+    save(run, model, optimizer, Position(step=10))
     assert checkpoint.newest(run) == run / "training" / "checkpoint-00000010"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(run, monkeypatch):
+    model, optimizer = make()
+    step = stepper(model, optimizer)
+    step()
+    expected, go = content(model, optimizer), threading.Event()
+    real = mx.save_safetensors
+
+    def slow(path: str, arrays: dict) -> None:
+        assert go.wait(30)
+        real(path, arrays)
+
+    monkeypatch.setattr(mx, "save_safetensors", slow)
+    with checkpoint.Writer(run) as writer:
+        writer.save(model, optimizer, Position(step=1))
+        for _ in range(3):
+            step()
+        assert checkpoint.latest(run) is None
+        go.set()
+    again = make(5)
+    assert checkpoint.restore(checkpoint.newest(run), *again).step == 1
+    assert content(*again) == expected
+
+
+def test_one_flipped_bit_is_found_and_the_checkpoint_before_it_named(run):
+    model, optimizer = make()
+    stepper(model, optimizer)()
+    for number in (1, 2):
+        path = save(run, model, optimizer, Position(step=number), keep=2)
+    file = path / "optimizer.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(Error, match=r"checkpoint-00000002 is damaged: optimizer.* go on from checkpoint-00000001"):
+        checkpoint.restore(path, *make(1))
+    assert checkpoint.restore(checkpoint.saved(run)[0], *make(1)).step == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "gone", "empty", "other"])
 def test_damage_is_one_clear_line(run, name, damage):
     model, optimizer = make()
     stepper(model, optimizer)()
-    path = checkpoint.save(run, model, optimizer, Position(step=1))
+    path = save(run, model, optimizer, Position(step=1))
     file = path / name
     data = file.read_bytes()
     if damage == "gone":
         file.unlink()
     elif damage == "other":  # whole, but not what belongs here
-        if name == "state.json":
+        if name.endswith(".json"):
             file.write_text(json.dumps({"step": 1, "colour": "red"}))
         else:
             mx.save_safetensors(str(file), {"x": mx.zeros(3)})
@@ -97,7 +151,7 @@ def test_a_full_disk_leaves_the_one_before_whole(run, monkeypatch):
     model, optimizer = make()
     step = stepper(model, optimizer)
     step()
-    before = checkpoint.save(run, model, optimizer, Position(step=1))
+    before = save(run, model, optimizer, Position(step=1))
     expected = content(model, optimizer)
     step()
     real = mx.save_safetensors
@@ -109,7 +163,7 @@ def test_a_full_disk_leaves_the_one_before_whole(run, monkeypatch):
 
     monkeypatch.setattr(mx, "save_safetensors", half)
     with pytest.raises(Error, match=r"checkpoint-00000002 could not be written \(.*No space left"):
-        checkpoint.save(run, model, optimizer, Position(step=2))
+        save(run, model, optimizer, Position(step=2))
     assert list((run / "training").iterdir()) == [before]
     again = make(5)
     assert checkpoint.restore(before, *again).step == 1
@@ -119,7 +173,7 @@ def test_a_full_disk_leaves_the_one_before_whole(run, monkeypatch):
 def test_the_state_file_is_plain_json(run):
     model, optimizer = make()
     optimizer.init(model.parameters())
-    path = checkpoint.save(run, model, optimizer, Position(step=4, elapsed=2.0))
+    path = save(run, model, optimizer, Position(step=4, elapsed=2.0))
     assert files.read_json(path / "state.json") == {
-        "step": 4, "elapsed": 2.0, "evaluations": 0, "best_loss": None, "best_step": 0,
+        "step": 4, "elapsed": 2.0, "evaluations": 0, "best_loss": None, "best_step": 0, "lr_scale": 1.0,
     }  # fmt: skip

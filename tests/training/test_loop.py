@@ -323,6 +323,58 @@ def test_divergence_keeps_the_last_good_checkpoint_and_model(whole, text, recipe
     assert_same(out, whole["gpt2"])
 
 
+@pytest.mark.parametrize("what", ["no number", "a spike"])
+def test_a_roll_back_goes_on_from_the_checkpoint_with_half_the_rate(what, text, recipe, cli, tmp_path, monkeypatch):
+    """The weights are ruined once, in step 7; the checkpoint is of step 5, the evaluation's."""
+    out, ruined = tmp_path / "run", []
+    real = loop.Run._one_step
+
+    def one_step(self, step: int, rate: float) -> tuple[float, float]:
+        if step == 6 and not ruined:
+            ruined.append(rate)
+            self.model.wte.weight = self.model.wte.weight * (mx.nan if what == "no number" else 1000.0)
+        return real(self, step, rate)
+
+    monkeypatch.setattr(loop.Run, "_one_step", one_step)
+    monkeypatch.setattr(loop, "SPIKE_WINDOW", 4)
+    options = ("--set", "train.on_divergence=rollback", "--set", "train.spike=2")
+    done = cli("train", text, "--config", recipe("gpt2"), "--out", out, *options)
+    assert done.status == 0, done.err
+    assert "back to step 5 with 0.5 of the learning rate" in done.err
+    steps = [r for r in records(out) if r["kind"] == "train"]
+    assert [r["step"] for r in steps] == list(range(1, 11))
+    assert steps[6]["lr"] == pytest.approx(ruined[0] / 2)
+    assert all(r["loss"] < 6 for r in steps)
+    assert json.loads((checkpoint.newest(out) / "state.json").read_text())["lr_scale"] == 0.5
+
+
+def test_roll_backs_end(text, recipe, cli, tmp_path, monkeypatch):
+    real = loop.Run._one_step
+
+    def one_step(self, step: int, rate: float) -> tuple[float, float]:
+        loss, norm = real(self, step, rate)
+        return (float("nan") if step == 6 else loss), norm
+
+    monkeypatch.setattr(loop.Run, "_one_step", one_step)
+    out = tmp_path / "run"
+    options = ("--set", "train.on_divergence=rollback")
+    done = cli("train", text, "--config", recipe("gpt2"), "--out", out, *options)
+    assert done.status == 1
+    assert done.err.count("back to step 5") == 5
+    assert "diverged at step 7" in done.error
+
+
+def test_checkpoints_come_in_time_too(text, recipe, cli, tmp_path, monkeypatch):
+    kept = []
+    real = checkpoint.Writer.save
+    monkeypatch.setattr(checkpoint.Writer, "save", lambda self, *a: (kept.append(a[2].step), real(self, *a)))
+    options = ("--set", "train.checkpoint_minutes=1e-9", "--set", "train.keep_checkpoints=3")
+    out = tmp_path / "run"
+    assert cli("train", text, "--config", recipe("gpt2"), "--out", out, *options).status == 0
+    assert kept == [2, 3, 4, 5, 6, 7, 8, 9, 10, 10]  # the first step's time is compilation's
+    assert [p.name[-2:] for p in checkpoint.saved(out)] == ["08", "09", "10"]
+
+
 def test_a_validation_loss_that_is_no_number_overwrites_nothing(text, recipe, cli, tmp_path, monkeypatch):
     """The last step's update ruins the weights: its own loss, computed before, does not show it."""
     out = tmp_path / "run"

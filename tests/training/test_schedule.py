@@ -76,3 +76,19 @@ def test_progress_by_time_leaves_out_the_first_step_of_each_process():
     assert resumed.progress(3) == 0.25
     resumed.count(1e9)
     assert resumed.progress(4) == 1.0
+
+
+def test_a_pause_of_the_machine_is_no_training():
+    """Asleep for eight hours in step 5: the run's minutes go on where they were."""
+    clock = Clock(0, 1.0)
+    for seconds in (9.0, 0.5, 0.5, 0.5, 28800.0, 0.5):
+        clock.count(seconds)
+    assert clock.elapsed == pytest.approx(2.5)
+    assert clock.progress(5) == pytest.approx(2.5 / 60)
+
+
+def test_a_slow_step_is_no_pause():
+    clock = Clock(0, 60.0)
+    for seconds in (0.0, 2.0, 2.0, 39.0):
+        clock.count(seconds)
+    assert clock.elapsed == pytest.approx(43.0)

@@ -22,6 +22,7 @@ def test_a_run_is_a_model_folder_and_its_own_state(trained, code):
         "tokenizer_config.json", "report.html", "training/metrics.jsonl", "training/recipe.json",
         "training/data.json", "training/validation.bin", "training/checkpoint-00000300/model.safetensors",
         "training/checkpoint-00000300/optimizer.safetensors", "training/checkpoint-00000300/state.json",
+            "training/checkpoint-00000300/manifest.json",
     }  # fmt: skip
     recipe = json.loads((trained / "training" / "recipe.json").read_text())
     model = weights.load(trained)
