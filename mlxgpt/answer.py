@@ -1,16 +1,17 @@
 """`mlxgpt generate`, whole: a model by its name, prompts, and what is to help or be kept, to answers."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import backend, hub, layouts, weights
+from mlxgpt import backend, hub, interrupts, layouts, weights
 from mlxgpt.config import require
 from mlxgpt.errors import Error
 from mlxgpt.generation import batch, engine, prompt_cache, speculation
 from mlxgpt.models import Model
+from mlxgpt.prompt_bar import PromptBar
 from mlxgpt.quantization import CHOICES
 from mlxgpt.tokenizer import Tokenizer
 
@@ -26,6 +27,11 @@ class Options:
     lookup: bool = False
     prompt_cache: Path | None = None
 
+    @property
+    def guessing(self) -> bool:
+        """Whether tokens are guessed ahead."""
+        return self.lookup or self.draft is not None
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -34,6 +40,11 @@ class Answer:
     generation: engine.Generation
     prompt_ids: list[int]
     acceptance_rate: float | None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return self.generation.finish_reason == "cancelled"
 
     def as_json(self, logprobs: int) -> dict[str, Any]:
         """The command's JSON object; with `logprobs` each token's log-probability and likeliest alternatives."""
@@ -62,10 +73,12 @@ def load(name: str, options: Options) -> tuple[Model, Tokenizer]:
 def answer(
     name: str, prompts: Sequence[bytes], request: engine.Request, options: Options, show: Callable[[str], object]
 ) -> list[Answer]:
-    """Answer every prompt; `show` streams the text of a single one. Raises Error, UsageError."""
-    guessing = options.lookup or options.draft is not None
-    require(not (options.lookup and options.draft), "--draft and --lookup exclude each other")
-    alone = not guessing and options.prompt_cache is None
+    """Answer every prompt; `show` streams the text of a single one, and Ctrl-C ends it where it is.
+
+    Raises Error, UsageError.
+    """
+    check(options)
+    alone = not options.guessing and options.prompt_cache is None
     require(alone or len(prompts) == 1, "--draft, --lookup and --prompt-cache take one prompt, not several")
     model, tokenizer = load(name, options)
     opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -76,20 +89,41 @@ def answer(
     decoder = engine.Decoder(model, options.kv_bits)
     if options.prompt_cache is not None:
         _reuse(options.prompt_cache, decoder, ids[0])
+    draft = load_draft(options, tokenizer)
+    with interrupts.deferred() as interrupted, PromptBar() as bar:
+        request = replace(request, cancelled=interrupted, progress=bar)
+        done = continued(decoder, tokenizer, ids[0], request, options, draft, show)
+    if options.prompt_cache is not None and decoder.position >= len(ids[0]):
+        prompt_cache.save(options.prompt_cache, decoder, ids[0])
+    return [done]
+
+
+def check(options: Options) -> None:
+    """Raise UsageError for options that exclude each other."""
+    require(not (options.lookup and options.draft), "--draft and --lookup exclude each other")
+
+
+def continued(
+    decoder: engine.Decoder, tokenizer: Tokenizer, ids: list[int], request: engine.Request, options: Options,
+    draft: Model | None, show: Callable[[str], object],
+) -> Answer:  # fmt: skip
+    """Continue `ids`, whose beginning `decoder` may hold, with the guesses that the options ask for, streaming to
+    `show`. Raises Error, UsageError."""
     tally = speculation.Tally()
-    if guessing:
-        draft = None if options.draft is None else _draft(options.draft, tokenizer)
-        pieces = speculation.generate(model, tokenizer, ids[0], request, tally, draft, decoder)
+    if options.guessing:
+        pieces = speculation.generate(decoder.model, tokenizer, ids, request, tally, draft, decoder)
     else:
-        pieces = engine.generate(model, tokenizer, ids[0], request, decoder)
-    done = engine.collect(_saving(pieces, options.prompt_cache, decoder, ids[0]), show)
-    return [Answer(done, ids[0], tally.rate if guessing else None)]
+        pieces = engine.generate(decoder.model, tokenizer, ids, request, decoder)
+    return Answer(engine.collect(pieces, show), ids, tally.rate if options.guessing else None)
 
 
-def _draft(name: str, tokenizer: Tokenizer) -> Model:
-    model, its = load(name, Options())
+def load_draft(options: Options, tokenizer: Tokenizer) -> Model | None:
+    """The draft model of the options, if they name one. Raises Error where its tokenizer is not `tokenizer`."""
+    if options.draft is None:
+        return None
+    model, its = load(options.draft, Options())
     if its.fingerprint() != tokenizer.fingerprint():
-        raise Error(f"the draft model {name} has another tokenizer: it must be the model's own")
+        raise Error(f"the draft model {options.draft} has another tokenizer: it must be the model's own")
     return model
 
 
@@ -97,12 +131,3 @@ def _reuse(path: Path, decoder: engine.Decoder, ids: list[int]) -> None:
     shared = prompt_cache.load(path, decoder, ids)
     if shared:
         print(f"mlxgpt: {shared} of {len(ids)} prompt tokens came from {path}", file=sys.stderr)
-
-
-def _saving(
-    pieces: Iterator[engine.Piece], path: Path | None, decoder: engine.Decoder, ids: list[int]
-) -> Iterator[engine.Piece]:
-    """The pieces, and after the last of them the prompt's cache on disk."""
-    yield from pieces
-    if path is not None:
-        prompt_cache.save(path, decoder, ids)

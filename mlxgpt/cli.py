@@ -5,12 +5,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from mlxgpt import __version__
 from mlxgpt.errors import Error, UsageError
+
+if TYPE_CHECKING:
+    from mlxgpt.answer import Options
+    from mlxgpt.generation.engine import Request
 
 SEED = click.IntRange(min=0, max=(1 << 32) - 1)
 
@@ -148,6 +152,8 @@ def train(
 @click.option("--draft", metavar="MODEL", help="A smaller model with the same tokenizer that guesses ahead.")
 @click.option("--lookup", is_flag=True, help="Guess ahead from what followed the same tokens before.")
 @click.option("--prompt-cache", type=PATH, help="Keep the prompt's cache in this file and begin with what it shares.")
+@click.option("--chat", is_flag=True, help="Talk with an instruct model: at a prompt, or a line of stdin a message.")
+@click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the conversation.")
 @click.option("--logprobs", default=0, type=click.IntRange(0, 20), help="With --json: this many alternatives a token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def generate(
@@ -155,7 +161,7 @@ def generate(
     top_k: int, min_p: float, xtc_probability: float, xtc_threshold: float, repetition_penalty: float,
     presence_penalty: float, frequency_penalty: float, penalty_context: int, stops: tuple[str, ...], seed: int,
     dtype: str, quantize: str | None, kv_bits: str | None, draft: str | None, lookup: bool, prompt_cache: Path | None,
-    logprobs: int, as_json: bool,
+    chat: bool, system: str | None, logprobs: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue a prompt, streaming the text as it is decoded; several prompts are answered side by side."""
     from mlxgpt import backend
@@ -166,14 +172,20 @@ def generate(
         frequency_penalty, penalty_context,
     )  # fmt: skip
     texts = [_stdin() if p == "-" else p.encode("utf-8", "surrogateescape") for p in prompts] + _prompts_in(file)
-    if not texts:
+    if not texts and not chat:
         raise UsageError("there is nothing to continue: give --prompt TEXT, or --prompts FILE")
+    if chat and (len(texts) > 1 or file or prompt_cache):
+        raise UsageError("--chat goes with one --prompt, and neither with --prompts nor with --prompt-cache")
+    if system is not None and not chat:
+        raise UsageError("--system goes with --chat")
     backend.start()
     from mlxgpt.answer import Options, answer
     from mlxgpt.generation.engine import Request
 
     request = Request(max_tokens, sampling, stops, seed, logprobs)
     options = Options(dtype, quantize, int(kv_bits) if kv_bits else None, draft, lookup, prompt_cache)
+    if chat:
+        return _chat(model, texts, system, request, options, as_json)
     answers = answer(model, texts, request, options, show=(lambda text: None) if as_json else write_now)
     if as_json:
         tables = [a.as_json(logprobs) for a in answers]
@@ -186,6 +198,27 @@ def generate(
     for each in answers:
         if each.acceptance_rate is not None and not as_json:
             click.echo(f"mlxgpt: {each.acceptance_rate:.0%} of the guesses were right", err=True)
+    if any(each.cancelled for each in answers):
+        raise click.Abort
+
+
+def _chat(
+    model: str, prompts: list[bytes], system: str | None, request: "Request", options: "Options", as_json: bool
+) -> None:
+    from mlxgpt.chat import conversation, prompt
+
+    def aside(text: str) -> None:  # whoever sits before a terminal reads the answers all the same
+        if sys.stdin.isatty():
+            click.echo(text, err=True, nl=False)
+
+    begun = conversation.begin(model, system, request, options)
+    first = prompts[0].decode("utf-8", "surrogateescape") if prompts else None
+    turns, status = prompt.talk(begun, first, aside if as_json else write_now, request.max_tokens)
+    if as_json:
+        print_json({"messages": begun.messages, "turns": [turn.as_json(request.logprobs) for turn in turns]})
+    if status == prompt.INTERRUPTED:
+        raise click.Abort
+    sys.exit(status)
 
 
 def _stdin() -> bytes:

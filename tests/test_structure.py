@@ -29,12 +29,16 @@ ROOMS: dict[str, str] = {
     "convert": "config errors files layouts models quantization tensors tokenizer weights",
     "data": "config errors files tokenizer",
     "generation": "config errors files models tensors tokenizer",
-    "answer": "backend config errors generation hub layouts models quantization tokenizer weights",
+    "interrupts": "",
+    "prompt_bar": "",
+    "answer": "backend config errors generation hub interrupts layouts models prompt_bar quantization tokenizer "
+    "weights",
+    "chat": "answer errors files generation hub interrupts layouts models prompt_bar tokenizer",
     "evaluation": "data kernels models",
     "training": "backend config data errors evaluation files generation kernels models weights",
     "completion": "backend config data errors evaluation files generation models tokenizer weights",
     "bench": "answer backend completion config data errors generation models training",
-    "cli": "answer backend bench completion config convert errors generation hub layouts quantization training",
+    "cli": "answer backend bench chat completion config convert errors generation hub layouts quantization training",
     "": "backend",  # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it
 }
 # Only when it is called for: `config` documents every key of a recipe, also those that the models define.

@@ -2,7 +2,7 @@
 
 import codecs
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -163,6 +163,13 @@ class Request:
     stops: Sequence[str] = ()
     seed: int = 0
     logprobs: int = 0
+    closing: Collection[int] = ()  # token ids that end a text like the tokenizer's closing token
+    progress: Callable[[int, int], None] = lambda done, total: None  # hears how much of a prompt is computed
+    cancelled: Callable[[], bool] = lambda: False  # asked after each chunk of a prompt and after each token
+
+
+class Cancelled(Exception):
+    """A request was cancelled before its prompt was computed."""
 
 
 def chooser(model: Model, tokenizer: Tokenizer, request: Request) -> Chooser:
@@ -215,10 +222,11 @@ def decode(
 
 
 def text_of(choices: Iterator[Choice], tokenizer: Tokenizer, request: Request) -> Iterator[Piece]:
-    """Choices -> pieces of text, ending at the closing token or a stop text ("stop") or after max_tokens ("length")."""
+    """Choices -> pieces of text, ending at a closing token or a stop text ("stop"), after max_tokens ("length"), or
+    once the request is cancelled ("cancelled")."""
     stream = TextStream(request.stops)
     for count, choice in enumerate(choices, 1):
-        if choice.token == tokenizer.eos_id:
+        if choice.token == tokenizer.eos_id or choice.token in request.closing:
             yield Piece(choice, stream.add(b"", last=True), "stop")
             return
         data = tokenizer.token_bytes[choice.token] if choice.token < tokenizer.vocab_size else b""
@@ -229,6 +237,9 @@ def text_of(choices: Iterator[Choice], tokenizer: Tokenizer, request: Request) -
         if count == request.max_tokens:
             yield Piece(choice, text + stream.add(b"", last=True), "length")
             return
+        if request.cancelled():
+            yield Piece(choice, text + stream.add(b"", last=True), "cancelled")
+            return
         yield Piece(choice, text)
 
 
@@ -237,17 +248,32 @@ def within_context(model: Model, prompt: Sequence[int], request: Request) -> Req
     return replace(request, max_tokens=min(request.max_tokens, model.config.context - len(prompt) + 1))
 
 
+def prefill(decoder: Decoder, prompt: Sequence[int], request: Request) -> mx.array:
+    """Compute what `decoder` does not hold of `prompt`, telling `request.progress` the tokens done, of all; returns the
+    logits [1, V] after it. Raises Cancelled, with the chunks computed so far in the caches, and Error."""
+    held = decoder.position
+    request.progress(held, len(prompt))
+
+    def tell(done: int) -> None:
+        request.progress(held + done, len(prompt))
+        if request.cancelled():
+            raise Cancelled
+
+    return decoder.prefill(prompt[held:], tell)
+
+
 def generate(
     model: Model, tokenizer: Tokenizer, prompt: Sequence[int], request: Request, decoder: Decoder | None = None
 ) -> Iterator[Piece]:
-    """Continue `prompt` (token ids). Ends with finish_reason "stop" (the closing token, or a stop text, which is not
-    returned) or "length" (max_tokens, or the context is full).
+    """Continue `prompt` (token ids). Ends with finish_reason "stop" (a closing token, or a stop text, which is not
+    returned), "length" (max_tokens, or the context is full) or "cancelled".
 
-    A `decoder` that holds the prompt's beginning already computes only the rest of it.
+    A `decoder` that holds the prompt's beginning already computes only the rest of it. Raises Cancelled where there
+    was no first token yet.
     """
     request = within_context(model, prompt, request)
     decoder = decoder or Decoder(model)
-    logits = decoder.prefill(prompt[decoder.position :])
+    logits = prefill(decoder, prompt, request)
     yield from text_of(
         decode(decoder, logits, chooser(model, tokenizer, request), list(prompt), request), tokenizer, request
     )
@@ -270,18 +296,24 @@ class Generation:
 
 
 def collect(pieces: Iterator[Piece], show: Callable[[str], object] = lambda text: None) -> Generation:
-    """Run a generation to its end, passing each new text to `show`; tokens/s are those of decoding alone."""
+    """Run a generation to its end, passing each new text to `show`; tokens/s are those of decoding alone.
+
+    One that was Cancelled before its first token is an empty one with that finish_reason.
+    """
     start = first = time.perf_counter()
     texts: list[str] = []
     choices: list[Choice] = []
     reason = "length"
-    for piece in pieces:
-        if not choices:
-            first = time.perf_counter()
-        choices.append(piece.choice)
-        texts.append(piece.text)
-        reason = piece.finish_reason or reason
-        show(piece.text)
+    try:
+        for piece in pieces:
+            if not choices:
+                first = time.perf_counter()
+            choices.append(piece.choice)
+            texts.append(piece.text)
+            reason = piece.finish_reason or reason
+            show(piece.text)
+    except Cancelled:
+        reason = "cancelled"
     decoding = time.perf_counter() - first
     speed = (len(choices) - 1) / decoding if len(choices) > 1 and decoding > 0 else 0.0
     return Generation("".join(texts), choices, reason, first - start, speed)

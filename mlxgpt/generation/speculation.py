@@ -20,6 +20,7 @@ from mlxgpt.generation.engine import (
     chooser,
     common_length,
     pick,
+    prefill,
     read,
     text_of,
     within_context,
@@ -183,6 +184,6 @@ def generate(
     decoder = decoder or Decoder(model)
     choose = chooser(model, tokenizer, request)
     guesser = Lookup() if draft is None else Draft(draft, choose)
-    logits = decoder.prefill(prompt[decoder.position :])
+    logits = prefill(decoder, prompt, request)
     choices = decode(decoder, logits, choose, list(prompt), request, guesser, tally)
     yield from text_of(choices, tokenizer, request)
