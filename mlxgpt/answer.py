@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import backend, hub, interrupts, layouts, weights
+from mlxgpt import backend, files, hub, interrupts, layouts, weights
 from mlxgpt.config import require
 from mlxgpt.errors import Error
 from mlxgpt.generation import batch, engine, prompt_cache, speculation
@@ -80,9 +80,10 @@ def answer(
     check(options)
     alone = not options.guessing and options.prompt_cache is None
     require(alone or len(prompts) == 1, "--draft, --lookup and --prompt-cache take one prompt, not several")
-    model, tokenizer = load(name, options)
-    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = [opening + tokenizer.encode(prompt) for prompt in prompts]
+    folder = hub.resolve(name, check=layouts.describe)
+    model, tokenizer = load(str(folder), options)
+    request = replace(request, closing=closing_ids(folder))
+    ids = [tokenizer.begin(prompt) for prompt in prompts]
     if len(prompts) > 1:
         answers = batch.generate(model, tokenizer, ids, request, options.kv_bits)
         return [Answer(a, i, None) for a, i in zip(answers, ids, strict=True)]
@@ -96,6 +97,18 @@ def answer(
     if options.prompt_cache is not None and decoder.position >= len(ids[0]):
         prompt_cache.save(options.prompt_cache, decoder, ids[0])
     return [done]
+
+
+def closing_ids(folder: Path) -> frozenset[int]:
+    """The ids of tokens that end an answer, by generation_config.json and config.json; there may be several."""
+    ids: list[Any] = []
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        table = files.read_json(path) if path.is_file() else {}
+        if not isinstance(table, dict):
+            raise Error(f"{path}: it must be a table")
+        given = table.get("eos_token_id")
+        ids += given if isinstance(given, list) else [given]
+    return frozenset(i for i in ids if isinstance(i, int))
 
 
 def check(options: Options) -> None:

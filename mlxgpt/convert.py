@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxgpt import files, layouts, weights
+from mlxgpt import tokenizer as tokenizers
 from mlxgpt.errors import UsageError
 from mlxgpt.models.layers import named_parameters
 from mlxgpt.quantization import Quantization
@@ -24,7 +25,8 @@ def convert(
     shard_bytes: int = SHARD,
 ) -> None:
     """Write the model folder `source`, in any layout, to `target` in the Hub's (where quantized: mlx-lm's): weights in
-    `dtype` (None: as stored), then quantized; shards of at most `shard_bytes`; the tokenizer's files as they are.
+    `dtype` (None: as stored), then quantized; shards of at most `shard_bytes`; the tokenizer's files as they are, and
+    those of the Hub where there is only a tekken.json or the like.
 
     `target` must not exist, and appears whole or not at all. Memory: one shard and one tensor. Raises Error.
     """
@@ -38,6 +40,9 @@ def convert(
         for file in sorted(source.iterdir()):
             if re.fullmatch(COPIED, file.name, re.ASCII) and file.is_file():
                 shutil.copyfile(file, folder / file.name)
+        only_in_release = not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+        if only_in_release and tokenizers.candidates(source):
+            tokenizers.load(source, opened.description.config.vocab_size).save(folder)
 
 
 def _write_weights(

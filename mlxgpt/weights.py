@@ -169,8 +169,8 @@ def load_with_tokenizer(
     """The model in `folder` and its tokenizer. Raises Error, also when the vocabulary does not fit the model: before
     the weights are read."""
     source = open_folder(folder, quantize)
-    tokenizer = tokenizers.load(folder)
     vocabulary = source.description.config.vocab_size
+    tokenizer = tokenizers.load(folder, vocabulary)
     if tokenizer.vocab_size > vocabulary:
         raise Error(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocabulary}: "

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +18,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from mlxgpt import backend
 from mlxgpt.cli import main
+
+# A shell lets its background jobs, and so what they start, ignore Ctrl-C, which the tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 LEARNED_FROM = ("bisect", "cmd", "colorsys", "fnmatch", "glob", "graphlib", "queue", "sched", "shlex", "textwrap")

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxgpt import convert, models, weights
+from mlxgpt import convert, files, models, weights
+from mlxgpt import tokenizer as tokenizers
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.models import gpt2, mistral
 from mlxgpt.models.layers import named_parameters
@@ -84,6 +85,28 @@ def test_the_folder_says_what_it_is(tmp_path):
     assert names == {path.name for path in source.iterdir()} - {"README.md"}
     for name in names - {"config.json", "model.safetensors"}:
         assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mistral_instruct_tokenizer_240323.model.v3", "tekken_240911.json"])
+def test_a_tokenizer_of_mistrals_release_becomes_one_that_mlx_lm_opens(name, tmp_path):
+    import mistral_common
+    import mlx_lm
+
+    source = save("mistral", tmp_path / "source")
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    data = Path(mistral_common.__file__).parent / "data" / name
+    shutil.copy(data, source / ("tekken.json" if name.endswith("json") else "tokenizer.model.v3"))
+    vocabulary = tokenizers.load(source).vocab_size
+    config = mistral.Config(**MISTRAL | {"vocab_size": vocabulary})
+    weights.save_weights(source / "model.safetensors", weights.to_disk(models.build(config)))
+    (source / "config.json").write_text(files.to_json(weights.hub_config(config, None, "float32")))
+    convert.convert(source, tmp_path / "target")
+    _, theirs = mlx_lm.load(str(tmp_path / "target"))[:2]
+    ours = weights.load_with_tokenizer(tmp_path / "target")[1]
+    for text in ("def f(x):\n    return x", "naïve 🙂\tx  y"):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)[-len(ours.encode(text)) :]
+        assert ours.decode(ours.begin(text)).decode() == text
 
 
 @pytest.mark.parametrize("most", [60_000, 150_000])

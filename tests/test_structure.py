@@ -17,8 +17,7 @@ ROOMS: dict[str, str] = {
     "backend": "errors files",
     "config": "errors",
     "configs": "",
-    "tokenizer_json": "",
-    "tokenizer": "config errors files tokenizer_json",
+    "tokenizer": "config errors",
     "kernels": "",
     "models": "config errors kernels",
     "hub": "errors files",
@@ -31,7 +30,7 @@ ROOMS: dict[str, str] = {
     "generation": "config errors files models tensors tokenizer",
     "interrupts": "",
     "prompt_bar": "",
-    "answer": "backend config errors generation hub interrupts layouts models prompt_bar quantization tokenizer "
+    "answer": "backend config errors files generation hub interrupts layouts models prompt_bar quantization tokenizer "
     "weights",
     "chat": "answer errors files generation hub interrupts layouts models prompt_bar tokenizer",
     "evaluation": "data kernels models",

@@ -352,7 +352,7 @@ def test_tensors_that_end_while_they_are_read_are_one_line(hub, monkeypatch):
         ("config.json", '{"model_type": "gpt2", "n_head": "3"}', "model.n_head must be a whole number, not '3'"),
         ("config.json", '{"model_type": "gpt2", "n_head": 7}', "is not a multiple of n_head (7)"),
         ("model.safetensors", None, "has no weights: model.safetensors is missing"),
-        ("tokenizer.json", None, "has no tokenizer: tokenizer.model or tokenizer.json is needed"),
+        ("tokenizer.json", None, "has no tokenizer: tokenizer.model, tokenizer.json, tekken.json or"),
         ("tokenizer.json", "{", "tokenizer.json: cannot be read as a tokenizer"),
     ],
 )

@@ -76,7 +76,7 @@ class Conversation:
         cached = self._decoder.rewind(shared)
         self._held = ids[:cached]
         request = replace(self._request, cancelled=cancelled, progress=progress)
-        lead = self._template.lead(asked)
+        lead = "" if self._tokenizer.hidden_after(ids) else self._template.lead(asked)
         shown = Trimmed(lead, show)
         done = answer.continued(self._decoder, self._tokenizer, ids, request, self._options, self._draft, shown)
         # Where guesses were being checked, a wrong one may lie in the place of the last token.
@@ -98,5 +98,5 @@ def begin(name: str, system: str | None, request: Request, options: Options) -> 
     folder = hub.resolve(name, check=layouts.describe)
     chat_template = template.load(folder)
     model, tokenizer = answer.load(str(folder), options)
-    request = replace(request, closing=template.closing_ids(folder))
+    request = replace(request, closing=answer.closing_ids(folder))
     return Conversation(model, tokenizer, chat_template, request, options, system)

@@ -15,7 +15,6 @@ from typing import Any
 
 from mlxgpt import files
 from mlxgpt.chat import mistral
-from mlxgpt.chat.standin import encode_template
 from mlxgpt.errors import Error
 from mlxgpt.tokenizer import Tokenizer
 
@@ -65,7 +64,7 @@ class ChatTemplate:
             return self._encode_whole(plain, messages, tokenizer)
         runs = iter([run.translate(unmark) for run in MARKED.findall(marked)])
         ids: list[int] = []
-        for part in _between_controls(encode_template(tokenizer, MARKED.sub(RUN, marked)), tokenizer):
+        for part in _between_controls(tokenizer.encode_template(MARKED.sub(RUN, marked)), tokenizer):
             if isinstance(part, int):
                 ids.append(part)
             else:
@@ -86,13 +85,13 @@ class ChatTemplate:
 
     def _encode_whole(self, plain: str, messages: Messages, tokenizer: Tokenizer) -> list[int]:
         for message in messages:
-            parts = _between_controls(encode_template(tokenizer, message["content"]), tokenizer)
+            parts = _between_controls(tokenizer.encode_template(message["content"]), tokenizer)
             if any(isinstance(part, int) for part in parts):
                 raise Error(
                     f"a message of the {message['role']} spells a control token, and this model's chat template takes "
                     "messages apart, so that it cannot be kept as text: write it differently, or /reset"
                 )
-        return encode_template(tokenizer, plain)
+        return tokenizer.encode_template(plain)
 
     def _require_system(self, messages: Messages, plain: str) -> None:
         if any(m["role"] == "system" and m["content"].strip() not in plain for m in messages):
@@ -211,13 +210,6 @@ def _tokens(config: dict[str, Any]) -> dict[str, str]:
     """The names of control tokens that a tokenizer_config.json gives to templates, such as `bos_token`."""
     found = {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
     return {k: v for k, v in found.items() if isinstance(v, str)}
-
-
-def closing_ids(folder: Path) -> frozenset[int]:
-    """The ids of tokens that end an answer, by generation_config.json and config.json; there may be several."""
-    named = [_table(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
-    ids = [i for given in named for i in (given if isinstance(given, list) else [given])]
-    return frozenset(i for i in ids if isinstance(i, int))
 
 
 def _table(path: Path) -> dict[str, Any]:

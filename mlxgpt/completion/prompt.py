@@ -25,31 +25,26 @@ class Prompt:
 def build(tokenizer: Tokenizer, prefix: bytes, budget: int) -> Prompt:
     """The prompt for what follows `prefix`, at most `budget` tokens: its end, from the beginning of a line if it can.
 
+    After the opening token alone the remainder begins with the tokenizer's dummy prefix: the first word is spelled with
+    the space that it has in such a model's texts, and what has been spelled of the remainder is not shown.
+
     Raises Error for a tokenizer without an opening token and an empty prefix.
     """
     window = prefix[-8 * budget - 64 :]  # no need to tokenize what cannot fit
     if len(window) < len(prefix):
         window = window[window.find(b"\n", 0, len(window) // 2) + 1 :]
-    ids = tokenizer.encode(window)
-    whole = len(window) == len(prefix)
-    opening = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    if whole and len(ids) + len(opening) <= budget:
-        ids = opening + ids
-    else:
-        ids = _from_line_start(tokenizer, ids, budget)
+    ids = tokenizer.begin(prefix) if prefix and len(window) == len(prefix) else tokenizer.encode(window)
+    if len(ids) > budget:
+        ids = _from_line_start(tokenizer, tokenizer.encode(window), budget)
     count = _to_heal(tokenizer, ids)
     kept, healed = ids[: len(ids) - count], ids[len(ids) - count :]
-    if not kept:
-        kept, healed = _something_to_stand_on(tokenizer, healed)
-    return Prompt(kept, tokenizer.decode(healed))
-
-
-def _something_to_stand_on(tokenizer: Tokenizer, healed: list[int]) -> tuple[list[int], list[int]]:
+    if kept:
+        return Prompt(kept, tokenizer.decode(healed))
     if tokenizer.bos_id is not None:
-        return [tokenizer.bos_id], healed
+        return Prompt([tokenizer.bos_id], tokenizer.dummy_prefix + tokenizer.decode(healed))
     if not healed:
         raise Error("there is nothing before the cursor, and this model's tokenizer has no opening token to begin with")
-    return healed[:1], healed[1:]
+    return Prompt(healed[:1], tokenizer.decode(healed[1:]))
 
 
 def _from_line_start(tokenizer: Tokenizer, ids: list[int], budget: int) -> list[int]:

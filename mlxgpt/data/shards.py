@@ -87,8 +87,9 @@ def _open(folder: Path) -> Shards | None:
 
 def _files(path: Path) -> list[Path]:
     """What a ready tokenizer is read from."""
-    names = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-    places = [path / name for name in names] if path.is_dir() else [path, path.with_name(names[-1])]
+    held = tokenizers.candidates(path) if path.is_dir() else [path]
+    folder = path if path.is_dir() else path.parent
+    places = [*held, folder / "tokenizer_config.json", folder / "config.json"]
     return [place for place in places if place.is_file()]
 
 
@@ -138,7 +139,7 @@ def _write(documents: corpus.Corpus, tokenizer: tokenizers.Tokenizer, dtype: str
 def _write_document(document: corpus.Document, tokenizer: tokenizers.Tokenizer, dtype: str, file) -> int:
     """Append a document's tokens, opened and closed by its control tokens; returns its bytes of text."""
     size = 0
-    if tokenizer.bos_id is not None:
+    if tokenizer.bos_id is not None and tokenizer.opens:
         file.write(np.array([tokenizer.bos_id], dtype).tobytes())
     for piece in document.pieces():
         size += len(piece.encode())

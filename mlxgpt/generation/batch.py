@@ -80,7 +80,7 @@ def _group(
     logits = mx.concatenate([d.prefill(p) for d, p in zip(decoders, prompts, strict=True)])
     rows = Rows(decoders)
     latest: list[Choice] = [Choice(0, 0.0)] * len(prompts)
-    texts = [text_of(_always(latest, i), tokenizer, r) for i, r in enumerate(requests)]
+    texts = [text_of(_always(latest, i), tokenizer, r, prompts[i]) for i, r in enumerate(requests)]
     pieces: list[list[Piece]] = [[] for _ in prompts]
     open_rows = [i for i, r in enumerate(requests) if r.max_tokens > 0]
     first = 0.0

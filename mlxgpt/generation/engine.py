@@ -174,7 +174,7 @@ class Cancelled(Exception):
 
 def chooser(model: Model, tokenizer: Tokenizer, request: Request) -> Chooser:
     """The chooser of a request; XTC never takes the closing token or a newline away."""
-    protected = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    protected = [*([] if tokenizer.eos_id is None else [tokenizer.eos_id]), *request.closing]
     newline = [i for i, data in enumerate(tokenizer.token_bytes) if data == b"\n"]
     xtc = request.sampling.xtc_probability > 0
     return Chooser(request.sampling, model.config.vocab_size, request.seed, protected + newline if xtc else ())
@@ -221,15 +221,23 @@ def decode(
             picked = ahead or following(decoder.step(picked[0]), step)
 
 
-def text_of(choices: Iterator[Choice], tokenizer: Tokenizer, request: Request) -> Iterator[Piece]:
+def text_of(
+    choices: Iterator[Choice], tokenizer: Tokenizer, request: Request, prompt: Sequence[int]
+) -> Iterator[Piece]:
     """Choices -> pieces of text, ending at a closing token or a stop text ("stop"), after max_tokens ("length"), or
-    once the request is cancelled ("cancelled")."""
-    stream = TextStream(request.stops)
+    once the request is cancelled ("cancelled").
+
+    Every byte that the model wrote is shown, leading spaces too, but for the tokenizer's dummy prefix where the text
+    begins here: where `prompt` ends in a control token.
+    """
+    stream, hidden = TextStream(request.stops), tokenizer.hidden_after(prompt)
     for count, choice in enumerate(choices, 1):
         if choice.token == tokenizer.eos_id or choice.token in request.closing:
             yield Piece(choice, stream.add(b"", last=True), "stop")
             return
         data = tokenizer.token_bytes[choice.token] if choice.token < tokenizer.vocab_size else b""
+        if data:
+            data, hidden = data.removeprefix(hidden), b""
         text = stream.add(data)
         if stream.stopped:
             yield Piece(choice, text, "stop")
@@ -275,7 +283,7 @@ def generate(
     decoder = decoder or Decoder(model)
     logits = prefill(decoder, prompt, request)
     yield from text_of(
-        decode(decoder, logits, chooser(model, tokenizer, request), list(prompt), request), tokenizer, request
+        decode(decoder, logits, chooser(model, tokenizer, request), list(prompt), request), tokenizer, request, prompt
     )
 
 

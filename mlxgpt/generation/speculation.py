@@ -186,4 +186,4 @@ def generate(
     guesser = Lookup() if draft is None else Draft(draft, choose)
     logits = prefill(decoder, prompt, request)
     choices = decode(decoder, logits, choose, list(prompt), request, guesser, tally)
-    yield from text_of(choices, tokenizer, request)
+    yield from text_of(choices, tokenizer, request, prompt)

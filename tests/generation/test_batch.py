@@ -14,7 +14,9 @@ from mlxgpt.generation.sampling import Sampling
 from mlxgpt.tokenizer import CharTokenizer
 
 LETTERS = CharTokenizer("abcdefghijklmnopq", byte_fallback=False)
-CLOSING = SimpleNamespace(vocab_size=17, token_bytes=LETTERS.token_bytes, eos_id=3, bos_id=None)
+CLOSING = SimpleNamespace(
+    vocab_size=17, token_bytes=LETTERS.token_bytes, eos_id=3, bos_id=None, hidden_after=LETTERS.hidden_after
+)
 
 
 def prompts(*lengths: int) -> list[list[int]]:

@@ -63,8 +63,9 @@ def test_stops_and_the_closing_token_end_it_where_plain_decoding_ends(tiny, draf
     for place in (0, 4, 9):
         token = answer.token_ids[place]
         closing = SimpleNamespace(
-            vocab_size=17, token_bytes=LETTERS.token_bytes, eos_id=token, decode=LETTERS.decode, bos_id=None
-        )
+            vocab_size=17, token_bytes=LETTERS.token_bytes, eos_id=token, decode=LETTERS.decode, bos_id=None,
+            hidden_after=LETTERS.hidden_after,
+        )  # fmt: skip
         stop = Request(30, stops=[answer.text[place : place + 3]])
         for tokenizer, request in ((closing, Request(30)), (LETTERS, stop)):
             plain = list(engine.generate(tiny, tokenizer, PROMPT, request))
