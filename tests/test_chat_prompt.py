@@ -1,5 +1,6 @@
 """`mlxgpt generate --chat`: messages by a pipe, at a terminal, and Ctrl-C in it."""
 
+import codecs
 import json
 import os
 import pty
@@ -153,13 +154,14 @@ class Session:
         )  # fmt: skip
         os.close(slave)
         self.seen = ""
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode  # a read may end within a character
 
     def read(self) -> str:
         """What it writes next; empty once it has ended."""
         ready, _, _ = select.select([self.fd], [], [], 60)
         assert ready, f"it waits after {self.seen!r}"
         try:
-            return os.read(self.fd, 4096).decode(errors="replace")
+            return self.decode(os.read(self.fd, 4096))
         except OSError:  # Linux: the other side is closed
             return ""
 
