@@ -307,11 +307,13 @@ def _cache_limit() -> int:
 def start(warn: bool = True) -> None:
     """Load MLX for a command that computes: memory limits set, and one warning if its BLAS is the slow one.
 
-    Raises UsageError when `MLXGPT_BLAS` or `MLXGPT_CACHE` names what cannot be used.
+    Raises UsageError when `MLXGPT_BLAS` or `MLXGPT_CACHE` names what cannot be used, or `MLXGPT_KERNELS` no choice.
     """
     blas = prepare()
     if blas.refused:
         raise UsageError(blas.refused)
+    if (kernels := os.environ.get("MLXGPT_KERNELS") or "auto") not in ("auto", "reference"):
+        raise UsageError(f"MLXGPT_KERNELS={kernels} is neither auto nor reference")
     if moved := _cache()[1]:
         _say(moved)
     import mlx.core as mx

@@ -364,6 +364,31 @@ def configs(name: str | None) -> None:
 
 
 @main.command()
+@click.option("--verify", is_flag=True, help="Hold every kernel to its reference on this GPU.")
+@click.option("--simulate", is_flag=True, help="With --verify: on a CPU model of a GPU, in a checkout.")
+@click.option("--benchmark", is_flag=True, help="Measure every kernel on this GPU beside plain MLX.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def kernels(verify: bool, simulate: bool, benchmark: bool, as_json: bool) -> None:
+    """List the operations and what each runs as here; verify or measure those that have a kernel."""
+    if simulate and (benchmark or not verify):
+        raise UsageError("--simulate goes with --verify alone: the CPU model has no speed to measure")
+    from mlxgpt import backend
+
+    backend.start(warn=False)
+    from mlxgpt import kernels_report as report
+
+    tables = {"verified": report.verified(simulate)} if verify else {}
+    tables |= {"benchmarked": report.benchmarked()} if benchmark else {}
+    tables = tables or {"operations": report.forms()}
+    if as_json:
+        print_json(tables)
+    else:
+        click.echo("\n\n".join(report.table(rows) for rows in tables.values()))
+    if wrong := sum(not row["passed"] for row in tables.get("verified", [])):
+        raise Error(f"{wrong} of {len(tables['verified'])} checks failed")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
     """Say what mlxgpt runs on here: device, BLAS and its measured speed, compiler, memory, caches."""

@@ -78,7 +78,8 @@ def own_cache(tmp_path_factory) -> Iterator[Path]:
     """A cache folder without the user's corpora, in this process and its children, but with the compiled code."""
     folder = tmp_path_factory.mktemp("cache")
     folder.chmod(0o700)
-    for pattern in ("jit-*", "blas-*"):
+    (backend.cache_dir() / "msl").mkdir(mode=0o700, exist_ok=True)
+    for pattern in ("jit-*", "blas-*", "msl"):
         for compiled in backend.cache_dir().glob(pattern):
             (folder / compiled.name).symlink_to(compiled)
     with pytest.MonkeyPatch.context() as patch:

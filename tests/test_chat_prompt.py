@@ -158,12 +158,15 @@ class Session:
 
     def read(self) -> str:
         """What it writes next; empty once it has ended."""
-        ready, _, _ = select.select([self.fd], [], [], 60)
-        assert ready, f"it waits after {self.seen!r}"
-        try:
-            return self.decode(os.read(self.fd, 4096))
-        except OSError:  # Linux: the other side is closed
-            return ""
+        text = ""
+        while not text:
+            ready, _, _ = select.select([self.fd], [], [], 60)
+            assert ready, f"it waits after {self.seen!r}"
+            try:
+                text = self.decode(os.read(self.fd, 4096))
+            except OSError:  # Linux: the other side is closed
+                return ""
+        return text
 
     def until(self, text: str) -> None:
         """Read until the program has written `text`."""

@@ -12,7 +12,7 @@ from mlxgpt.completion.suggest import Suggester
 
 NEEDED = {"mlx", "numpy", "sentencepiece"}  # by decoding with a BPE
 HEAVY = NEEDED | {"mlx_lm", "transformers", "torch", "matplotlib", "tokenizers", "rich", "rensa", "huggingface_hub"}
-VERBS = {"train", "generate", "complete", "eval", "convert", "models", "configs", "doctor"}
+VERBS = {"train", "generate", "complete", "eval", "convert", "models", "configs", "doctor", "kernels"}
 
 
 def imported(*arguments: object) -> set[str]:

@@ -6,6 +6,7 @@ so there each block of queries meets only the keys it can see.
 
 import mlx.core as mx
 
+FORMS = {"metal": "mx.fast", "cuda": "mx.fast", "cpu": "blocks of queries"}
 BLOCKS = 4  # query blocks on a CPU; the share of scores computed is (BLOCKS + 1) / (2 BLOCKS)
 
 

@@ -1,16 +1,18 @@
 """exp: the smallest whole operation, and the page to learn from.
 
 A body in Metal Shading Language for each direction, a reference in plain MLX, and an `mx.custom_function` that ties
-them into MLX's gradients. On Metal the bodies run; elsewhere the reference does.
+them into MLX's gradients. On Metal the bodies run, on CUDA their translation; elsewhere the reference does.
 """
 
-from functools import cache
-from pathlib import Path
-
 import mlx.core as mx
+from mlxgpt.kernels import dispatch
 
 THREADS = 256
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "reference"}
+
+FORWARD = dispatch.Kernel(__file__, "forward", ("x", "size"), ("y",))
+BACKWARD = dispatch.Kernel(__file__, "backward", ("dy", "y", "size"), ("dx",))
 
 
 def reference(x: mx.array) -> mx.array:
@@ -18,20 +20,13 @@ def reference(x: mx.array) -> mx.array:
     return mx.exp(x.astype(mx.float32)).astype(x.dtype)
 
 
-@cache
-def _kernel(direction: str, inputs: tuple[str, ...], output: str):
-    body = Path(__file__).with_name(f"{direction}.metal").read_text()
-    return mx.fast.metal_kernel(
-        name=f"exp_{direction}", input_names=[*inputs, "size"], output_names=[output], source=body
-    )
-
-
-def run_kernel(direction: str, names: tuple[str, ...], output: str, *arrays: mx.array) -> mx.array:
-    """Launch one of the bodies over arrays of one shape and dtype; the result has the same."""
+def _launch(kernel: dispatch.Kernel, *arrays: mx.array) -> mx.array:
+    """A body over arrays of one shape and dtype, one thread an element; the result has the same."""
     like = arrays[0]
     groups = -(-like.size // THREADS)
-    return _kernel(direction, names, output)(
-        inputs=[*arrays, mx.array([like.size], mx.uint32)],
+    return kernel(
+        *arrays,
+        mx.array([like.size], mx.uint32),
         template=[("T", like.dtype)],
         grid=(groups * THREADS, 1, 1),
         threadgroup=(THREADS, 1, 1),
@@ -41,21 +36,24 @@ def run_kernel(direction: str, names: tuple[str, ...], output: str, *arrays: mx.
 
 
 @mx.custom_function
-def _exp_metal(x: mx.array) -> mx.array:
-    return run_kernel("forward", ("x",), "y", x)
+def _exp(x: mx.array) -> mx.array:
+    return _launch(FORWARD, x)
 
 
-@_exp_metal.vjp
-def _exp_metal_vjp(primal, cotangent, output):
-    return run_kernel("backward", ("dy", "y"), "dx", cotangent, output)
+@_exp.vjp
+def _exp_vjp(primal, cotangent, output):
+    return _launch(BACKWARD, cotangent, output)
 
 
-def exp(x: mx.array) -> mx.array:
+def exp(x: mx.array, form: str = "auto") -> mx.array:
     """exp(x), elementwise, for float32, float16 and bfloat16 of any shape; differentiable once.
 
-    Raises TypeError for another dtype.
+    form: see `dispatch.use_kernel`. Raises TypeError for another dtype, dispatch.Unsupported where form="kernel" and
+    there is no GPU.
     """
     if x.dtype not in DTYPES:
         raise TypeError(f"exp takes float32, float16 or bfloat16, not {x.dtype}")
-    on_metal = mx.metal.is_available() and mx.default_device().type == mx.DeviceType.gpu
-    return _exp_metal(x) if on_metal and x.size else reference(x)  # type: ignore[return-value]
+    problem = "x has 2^32 elements or more" if x.size >= 1 << 32 else ""
+    if not dispatch.use_kernel("exp", problem, form) or not x.size:
+        return reference(x)
+    return _exp(x)  # type: ignore[return-value]
