@@ -1,5 +1,6 @@
-"""Causal attention, with an optional sliding window."""
+"""Causal attention with dropout, and attention under an explicit mask."""
 
-from mlxgpt.kernels.attention.op import causal_attention, masked_attention, reference, visible
+from mlxgpt.kernels.attention.op import causal_attention, masked_attention
+from mlxgpt.kernels.windowed_attention import reference, visible
 
 __all__ = ["causal_attention", "masked_attention", "reference", "visible"]

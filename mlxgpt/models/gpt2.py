@@ -117,6 +117,11 @@ class Model(nn.Module):
             x = block(x, cache[i] if cache else None)
         return self.ln_f(x)
 
+    @property
+    def head(self) -> mx.array:
+        """The weight [V, C] that `logits` multiplies by."""
+        return self.wte.weight
+
     def logits(self, x: mx.array) -> mx.array:
         """Unnormalised log-probabilities [..., V] of hidden states [..., n_embd]."""
         return self.wte.as_linear(x)

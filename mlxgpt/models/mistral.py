@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxgpt.config import key, require
-from mlxgpt.kernels.attention import causal_attention
 from mlxgpt.kernels.swiglu import swiglu
+from mlxgpt.kernels.windowed_attention import windowed_attention
 from mlxgpt.models.cache import Cache, Caches
 from mlxgpt.models.layers import normal_
 
@@ -71,7 +71,7 @@ class Attention(nn.Module):
         q, k, v = (p(x).reshape(B, T, -1, D).swapaxes(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         # q [B, H, T, D]; k, v [B, Hkv, T, D]
         q, k = self.rope(q, offset), self.rope(k, offset)  # type: ignore[arg-type]
-        attend = cache.attend if cache else causal_attention
+        attend = cache.attend if cache else windowed_attention
         out = attend(q, k, v, D**-0.5, self.window)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, T, -1))
 
@@ -138,6 +138,11 @@ class Model(nn.Module):
     def features(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
         """The last hidden state [B, T, hidden_size] of tokens [B, T]; each layer's cache is read and extended."""
         return self.model(tokens, cache)
+
+    @property
+    def head(self) -> mx.array:
+        """The weight [V, C] that `logits` multiplies by."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def logits(self, x: mx.array) -> mx.array:
         """Unnormalised log-probabilities [..., V] of hidden states [..., hidden_size]."""

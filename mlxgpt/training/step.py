@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
-from mlxgpt.kernels.cross_entropy import cross_entropy
+from mlxgpt.kernels.linear_cross_entropy import linear_cross_entropy
 from mlxgpt.models import Model
 
 Batch = tuple[mx.array, mx.array]  # inputs and targets, int32 [B, T] each
@@ -26,7 +26,7 @@ def make_step(
 
     def loss_of(parameters: dict, x: mx.array, y: mx.array) -> mx.array:
         model.update(tree_map(lambda p: p.astype(dtype), parameters))
-        return cross_entropy(model(x), y).mean()
+        return linear_cross_entropy(model.features(x), model.head, y)
 
     def gradients(x: mx.array, y: mx.array) -> tuple[mx.array, dict]:
         parameters = model.trainable_parameters()

@@ -3,7 +3,8 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxgpt.kernels.attention import causal_attention, masked_attention, op, reference, visible
+from mlxgpt.kernels.attention import causal_attention, masked_attention, reference, visible
+from mlxgpt.kernels.windowed_attention import op
 
 # B, H, Hkv, T, S, D, window. From 128 queries on a CPU works in four blocks; 129 and 199 do not divide by four.
 SHAPES = [
@@ -33,6 +34,7 @@ def qkv(B, H, Hkv, T, S, D, *_) -> list[mx.array]:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_value_and_gradient_are_the_reference_s(shape, form, monkeypatch):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(form))
+    monkeypatch.setenv("MLXGPT_KERNELS", "reference")
     *_, T, S, D, window = shape
     inputs, weights = qkv(*shape), mx.random.normal((*shape[:2], T, D), key=mx.random.key(9))
 
