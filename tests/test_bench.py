@@ -9,7 +9,8 @@ from mlxgpt.models import gpt2, mistral
 
 
 def test_a_training_step_is_measured(cli):
-    found = json.loads(
+    done = cli("bench", "train", "--config", "shakespeare_char_cpu", "--steps", 2, "--json")
+    found = json.loads(done.out.splitlines()[-1])
         cli("bench", "train", "--config", "shakespeare_char_cpu", "--steps", 2, "--json").out.splitlines()[-1]
     )
     assert found["tokens_per_second"] * found["step_ms"] / 1000 == pytest.approx(12 * 64)
