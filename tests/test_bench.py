@@ -11,8 +11,6 @@ from mlxgpt.models import gpt2, mistral
 def test_a_training_step_is_measured(cli):
     done = cli("bench", "train", "--config", "shakespeare_char_cpu", "--steps", 2, "--json")
     found = json.loads(done.out.splitlines()[-1])
-        cli("bench", "train", "--config", "shakespeare_char_cpu", "--steps", 2, "--json").out.splitlines()[-1]
-    )
     assert found["tokens_per_second"] * found["step_ms"] / 1000 == pytest.approx(12 * 64)
     assert found["fraction_of_peak"] == pytest.approx(found["gflops"] / found["peak_gflops"])
     assert found["parameters"] > 800_000
