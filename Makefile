@@ -4,7 +4,7 @@ BIN := .venv/bin
 # What .ci/run adds: the oracle extra (PyTorch's CPU build), for tests that run beside transformers.
 EXTRAS ?= test
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 .venv/.base: pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('mlxgpt needs Python 3.11 or newer: make PYTHON=python3.12') if sys.version_info < (3, 11) else 0"
@@ -12,8 +12,8 @@ EXTRAS ?= test
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-.venv/.$(EXTRAS): .venv/.base
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+.venv/.test .venv/.test,oracle: .venv/.%: .venv/.base
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	touch $@
 
 demo: .venv/.base
@@ -26,6 +26,10 @@ test: .venv/.$(EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Speed as ratios to other tools, against benchmarks/baseline.json; for people, on a quiet machine.
+bench: .venv/.test,oracle
+	$(BIN)/python benchmarks/short.py
 
 clean:
 	rm -rf .venv build dist runs *.egg-info
