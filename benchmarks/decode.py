@@ -50,7 +50,7 @@ def mlxgpt(folder: Path, prompt: list[int], count: int) -> list[float]:
     from mlxgpt.generation.sampling import Chooser, Sampling
 
     start = time.perf_counter()
-    model = weights.load(folder, backend.compute_dtype("auto"))
+    model = weights.fill(weights.open_folder(folder), backend.compute_dtype("auto"), compact=True)
     mx.eval(model.parameters())
     times = [time.perf_counter() - start]
     decoder = Decoder(model)

@@ -67,7 +67,8 @@ def load(name: str, options: Options) -> tuple[Model, Tokenizer]:
     """The model that `name` means (a folder, an alias, a Hub id) and its tokenizer. Raises Error, UsageError."""
     folder = hub.resolve(name, check=layouts.describe)
     quantize = CHOICES[options.quantize] if options.quantize else None
-    return weights.load_with_tokenizer(folder, backend.compute_dtype(options.dtype), quantize)
+    dtype = backend.compute_dtype(options.dtype)
+    return weights.load_with_tokenizer(folder, dtype, quantize, compact=options.dtype == "auto")
 
 
 def answer(

@@ -98,36 +98,41 @@ def _numpy_openblas() -> Blas:
         raise Error("numpy was installed without its own OpenBLAS (no numpy.libs folder)")
     identity = f"{os.uname().machine}:{library}:{library.stat().st_mtime_ns}:{SHIM_SOURCE.read_text()}"
     shim = cache_dir() / f"blas-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    if not _is_whole(shim):
+    if not is_whole(shim):
         _compile_shim(library, shim)
     ctypes.CDLL(str(shim), ctypes.RTLD_GLOBAL)
     return Blas("OpenBLAS (numpy's)", str(library), "came with numpy")
 
 
-def _is_whole(shim: Path) -> bool:
+def is_whole(library: Path) -> bool:
     """Whether the library ends with the hash of what is before it; loading one that was cut short kills a process."""
     try:
-        content, private = shim.read_bytes(), _is_private(shim.stat())
+        content, private = library.read_bytes(), _is_private(library.stat())
     except OSError:
         return False
     return private and hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
-def _compile_shim(library: Path, shim: Path) -> None:
-    compiler = find_compiler()
-    if compiler is None:
-        raise Error("no C compiler to link numpy's OpenBLAS with (install gcc or clang)")
+def build_library(library: Path, command: list[str]) -> None:
+    """Have a compiler's `command` make a library in the cache: whole, or not at all. Raises OSError, Error."""
     with tempfile.TemporaryDirectory(prefix="mlxgpt-") as folder:
-        built = Path(folder) / "blas.so"
-        _run([compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(SHIM_SOURCE), "-x", "none", str(library),
-              "-Xlinker", "-rpath", "-Xlinker", str(library.parent), "-o", str(built)])  # fmt: skip
+        built = Path(folder) / "library.so"
+        _run([*command, "-o", str(built)])
         content = built.read_bytes()
 
     def save(path: Path) -> None:
         path.chmod(0o600)
         path.write_bytes(content + hashlib.sha256(content).digest())
 
-    files.write(shim, save)
+    files.write(library, save)
+
+
+def _compile_shim(library: Path, shim: Path) -> None:
+    compiler = find_compiler()
+    if compiler is None:
+        raise Error("no C compiler to link numpy's OpenBLAS with (install gcc or clang)")
+    build_library(shim, [compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(SHIM_SOURCE), "-x", "none", str(library),
+                         "-Xlinker", "-rpath", "-Xlinker", str(library.parent)])  # fmt: skip
 
 
 def _run(command: list[str]) -> None:
@@ -154,7 +159,7 @@ def native_jit() -> str:
     A `g++` earlier on PATH adds the flags and a precompiled header (0.5 s -> 0.1 s a kernel). MLX caches kernels
     under TMPDIR by name alone, so this CPU, compiler and MLX get a TMPDIR of their own.
     """
-    path = _path_without_wrapper()
+    path = path_without_wrapper()
     compiler = shutil.which("g++", path=path)
     spec = importlib.util.find_spec("mlx")
     roots = list(spec.submodule_search_locations or ()) if spec else []
@@ -175,7 +180,7 @@ def native_jit() -> str:
     return "g++ " + " ".join(NATIVE)
 
 
-def _path_without_wrapper() -> str:
+def path_without_wrapper() -> str:
     """PATH without what a process that started this one put there."""
     path = os.environ.get("PATH", os.defpath)
     return os.pathsep.join(p for p in path.split(os.pathsep) if not re.search(r"/jit-[0-9a-f]{16}/bin$", p))
@@ -229,7 +234,7 @@ def _jit_is_whole(folder: Path, wrapper: str) -> bool:
 def find_compiler() -> str | None:
     """The C compiler to use: $CC, then the usual names on PATH."""
     names = [os.environ.get("CC", ""), "cc", "gcc", "clang", "c++", "g++"]
-    return next((p for name in names if name and (p := shutil.which(name, path=_path_without_wrapper()))), None)
+    return next((p for name in names if name and (p := shutil.which(name, path=path_without_wrapper()))), None)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -315,19 +320,19 @@ def start(warn: bool = True) -> None:
     if (kernels := os.environ.get("MLXGPT_KERNELS") or "auto") not in ("auto", "reference"):
         raise UsageError(f"MLXGPT_KERNELS={kernels} is neither auto nor reference")
     if moved := _cache()[1]:
-        _say(moved)
+        say(moved)
     import mlx.core as mx
 
     if device() == "cpu":
         # The CPU allocator keeps 32 MB by default; clearing fresh pages was 14 % of a training step.
         mx.set_cache_limit(_cache_limit())
         if warn and not blas.fast:
-            _say(f"slow: MLX runs on the reference BLAS here, about 30 times slower than OpenBLAS ({blas.reason}); "
+            say(f"slow: MLX runs on the reference BLAS here, about 30 times slower than OpenBLAS ({blas.reason}); "
                  "see `mlxgpt doctor`")  # fmt: skip
 
 
 @cache
-def _say(message: str) -> None:
+def say(message: str) -> None:
     """A warning, once a process."""
     print(f"mlxgpt: {message}", file=sys.stderr)
 

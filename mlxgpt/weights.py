@@ -17,7 +17,7 @@ from mlxgpt import files, layouts, models, quantization, tensors
 from mlxgpt import tokenizer as tokenizers
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.layouts import config_from_hub, hub_config, to_disk
-from mlxgpt.models.layers import named_parameters
+from mlxgpt.models.layers import keeps_bf16, named_parameters
 from mlxgpt.quantization import Quantization
 
 __all__ = [
@@ -125,17 +125,22 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def finished(
-    source: Source, dtype: mx.Dtype | None = None, quantize: Quantization | None = None
+    source: Source, dtype: mx.Dtype | None = None, quantize: Quantization | None = None, compact: bool = False
 ) -> Iterator[tuple[str, nn.Module]]:
     """The modules of `source` one by one, by path, with their parameters read: floating point in `dtype` (None: as
     stored), then quantized. Each tensor is dropped from `source.weights` and never held in both forms beyond its turn.
+    `compact` leaves bfloat16 matrices as stored where a float32 model computes with them all the same.
 
     Quantized modules are new ones: they are not put into `source.model`. Raises Error.
     """
     for path, module in quantization.leaves(source.model):
         own = {name: source.weights.pop(f"{path}.{name}") for name in named_parameters(module)}
         if dtype is not None:
-            own = {name: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w for name, w in own.items()}
+            stays = compact and dtype == mx.float32 and not quantize and keeps_bf16(module, own.get("weight"))
+            own = {
+                name: w if (stays and name == "weight") or not mx.issubdtype(w.dtype, mx.floating) else w.astype(dtype)
+                for name, w in own.items()
+            }
         module.update(own)
         del own
         if quantize and quantize.suits(module):
@@ -146,9 +151,11 @@ def finished(
         yield path, module
 
 
-def fill(source: Source, dtype: mx.Dtype | None = None, quantize: Quantization | None = None) -> models.Model:
-    """The model of `source`, read, in evaluation mode. Raises Error."""
-    modules = list(finished(source, dtype, quantize))
+def fill(
+    source: Source, dtype: mx.Dtype | None = None, quantize: Quantization | None = None, compact: bool = False
+) -> models.Model:
+    """The model of `source`, read as `finished` does, in evaluation mode. Raises Error."""
+    modules = list(finished(source, dtype, quantize, compact))
     if quantize:
         source.model.update_modules(tree_unflatten(modules))
     source.model.eval()
@@ -164,10 +171,10 @@ def load(folder: Path, dtype: mx.Dtype | None = None, quantize: Quantization | N
 
 
 def load_with_tokenizer(
-    folder: Path, dtype: mx.Dtype | None = None, quantize: Quantization | None = None
+    folder: Path, dtype: mx.Dtype | None = None, quantize: Quantization | None = None, compact: bool = False
 ) -> tuple[models.Model, tokenizers.Tokenizer]:
-    """The model in `folder` and its tokenizer. Raises Error, also when the vocabulary does not fit the model: before
-    the weights are read."""
+    """The model in `folder`, read as `finished` does, and its tokenizer. Raises Error, also when the vocabulary does
+    not fit the model: before the weights are read."""
     source = open_folder(folder, quantize)
     vocabulary = source.description.config.vocab_size
     tokenizer = tokenizers.load(folder, vocabulary)
@@ -176,4 +183,4 @@ def load_with_tokenizer(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocabulary}: "
             "they are not of one model"
         )
-    return fill(source, dtype, quantize), tokenizer
+    return fill(source, dtype, quantize, compact), tokenizer

@@ -48,7 +48,7 @@ def program(path: Path, text: str) -> Path:
 def environment(cache: Path | None, **changes: str) -> dict[str, str]:
     """This process's environment as it was before mlxgpt was imported, with a cache of its own."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("MLXGPT_", "OPENBLAS_CORETYPE", "TMPDIR"))}
-    mine["PATH"] = backend._path_without_wrapper()
+    mine["PATH"] = backend.path_without_wrapper()
     return mine | ({} if cache is None else {"MLXGPT_CACHE": str(cache)}) | changes
 
 
@@ -274,19 +274,19 @@ def test_a_shim_that_was_cut_short_or_is_not_private_is_made_again(sgemm, built,
     cache.chmod(0o700)
     [shim] = cache.glob("blas-*.so")
     content = shim.read_bytes()
-    assert backend._is_whole(shim)
+    assert backend.is_whole(shim)
     for length in range(0, len(content), 97):
         shim.write_bytes(content[:length])
-        assert not backend._is_whole(shim)
+        assert not backend.is_whole(shim)
     shim.write_bytes(content[:-40] + b"?" + content[-39:])
-    assert not backend._is_whole(shim)
+    assert not backend.is_whole(shim)
     shim.write_bytes(content)
     shim.chmod(0o666)
-    assert not backend._is_whole(shim)
+    assert not backend.is_whole(shim)
     shim.chmod(0o600)
     shim.write_bytes(content[:5000])  # enough of it to be loaded, and to kill the process with SIGBUS
     assert answer(ONES, environment(cache), umask=0).startswith("OpenBLAS (numpy's)")
-    assert backend._is_whole(shim)
+    assert backend.is_whole(shim)
     assert not shim.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
@@ -336,7 +336,7 @@ def fresh(monkeypatch, tmp_path):
     for name in ("MLXGPT_CACHE", "XDG_CACHE_HOME", "TMPDIR"):
         monkeypatch.setenv(name, "x")  # so that they are put back whatever happens
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PATH", backend._path_without_wrapper())
+    monkeypatch.setenv("PATH", backend.path_without_wrapper())
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "tmp").mkdir()

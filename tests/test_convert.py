@@ -63,7 +63,8 @@ def test_mlx_lm_opens_it_and_gives_our_logits(choice, name, tmp_path):
     converted = named_parameters(weights.load(target))
     assert held.keys() == converted.keys()
     assert all(mx.array_equal(converted[n], w) and converted[n].dtype == w.dtype for n, w in held.items())
-    assert_close(ours(TOKENS), theirs(TOKENS))
+    # what meets quantized weights may be rounded to 16 bits on a CPU: see test_quantization
+    assert_close(ours(TOKENS), theirs(TOKENS), 1e-3 if choice in ("4", "8") else 1e-5)
     assert tokenizer.eos_token_id == LETTERS.eos_id
     assert weights.load_with_tokenizer(target)[1].fingerprint() == LETTERS.fingerprint()
 

@@ -25,7 +25,7 @@ SHIPPED = {
     installed(path): path
     for folder in FOLDERS
     for path in (ROOT / folder).rglob("*")
-    if path.suffix in (".py", ".metal", ".cuh", ".toml", ".c")
+    if path.suffix in (".py", ".metal", ".cuh", ".toml", ".c", ".cpp", ".h")
 }
 
 

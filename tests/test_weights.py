@@ -8,10 +8,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlxgpt.kernels import compiled
 
 from mlxgpt import models, tensors, weights
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.models import gpt2, mistral
+from mlxgpt.models.layers import named_parameters
 from mlxgpt.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 HUB = Path(__file__).parent / "golden" / "hub"  # written by transformers: golden/make_goldens.py
@@ -179,6 +181,23 @@ def test_weights_are_loaded_in_another_type(name, dtype, tolerance):
 
 
 # What mlxgpt writes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_float32_model_may_keep_its_bfloat16_matrices(name, tmp_path):
+    model = build(CONFIGS[name])
+    model.set_dtype(mx.bfloat16)
+    folder = save(model, tmp_path)
+    wide = weights.load(folder, mx.float32)
+    small, _ = weights.load_with_tokenizer(folder, mx.float32, compact=True)
+    held = {n: p.dtype for n, p in named_parameters(small).items()}
+    matrices = {n for n, p in named_parameters(small).items() if p.ndim == 2}
+    stays = mx.bfloat16 if compiled.load("bf16_matmul") else mx.float32
+    assert held == {n: stays if n in matrices else mx.float32 for n in held}
+    assert small(TOKENS).dtype == mx.float32
+    assert_close(small(TOKENS), wide(TOKENS), 1e-3 * mx.abs(wide(TOKENS)).max().item())
+    quantized, _ = weights.load_with_tokenizer(folder, mx.float32, weights.Quantization(8, 32), compact=True)
+    assert {p.dtype for p in named_parameters(quantized).values()} <= {mx.float32, mx.uint32}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

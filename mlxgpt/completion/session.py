@@ -61,7 +61,7 @@ class Result:
 
 def evaluate(folder: Path, paths: Sequence[Path], cursors: int, seed: int, examples: int) -> Result:
     """Evaluate the model in `folder` on `paths`, or on its own validation split; prints `examples` completions."""
-    model, tokenizer = weights.load_with_tokenizer(folder, backend.compute_dtype())
+    model, tokenizer = weights.load_with_tokenizer(folder, backend.compute_dtype(), compact=True)
     held_out = from_paths(paths, tokenizer, folder) if paths else from_run(folder, tokenizer)
     recipe = folder / "training" / "recipe.json"
     length = files.read_json(recipe)["train"]["sequence_length"] if recipe.is_file() else LENGTH

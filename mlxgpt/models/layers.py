@@ -1,8 +1,12 @@
-"""What the model files share."""
+"""What the model files share: MLX's linear layers and embeddings, their products done by `kernels`."""
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+
+from mlxgpt.kernels import compiled
+from mlxgpt.kernels.bf16_matmul import bf16_matmul
+from mlxgpt.kernels.quantized_matmul import quantized_matmul
 
 
 def normal_(layer: nn.Module, std: float) -> None:
@@ -15,3 +19,65 @@ def normal_(layer: nn.Module, std: float) -> None:
 def named_parameters(model: nn.Module) -> dict[str, mx.array]:
     """Every parameter by its dotted name in the module tree."""
     return dict(tree_flatten(model.parameters()))
+
+
+def _product(layer: nn.Module, x: mx.array) -> mx.array:
+    """x by the transpose of a quantized layer's weights."""
+    return quantized_matmul(
+        x, layer["weight"], layer["scales"], layer.get("biases"), layer.group_size, layer.bits, layer.mode
+    )
+
+
+class QuantizedLinear(nn.QuantizedLinear):
+    """`nn.QuantizedLinear`, by `kernels.quantized_matmul`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = _product(self, x)
+        return y + self["bias"] if "bias" in self else y
+
+
+class QuantizedEmbedding(nn.QuantizedEmbedding):
+    """`nn.QuantizedEmbedding`, the head by `kernels.quantized_matmul`."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Logits [..., num_embeddings] of x [..., dims]."""
+        return _product(self, x)
+
+
+def _by_kernel(weight: mx.array) -> bool:
+    """Whether a plain layer's product is not MLX's: that of bfloat16 weights is scalar on a CPU."""
+    return weight.dtype == mx.bfloat16 and mx.default_device() == mx.cpu
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, by `kernels.bf16_matmul` where its weights are bfloat16, and quantized to this file's own."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not _by_kernel(self["weight"]):
+            return super().__call__(x)
+        y = bf16_matmul(x, self["weight"])
+        return y + self["bias"] if "bias" in self else y
+
+    def to_quantized(self, group_size: int, bits: int, mode: str = "affine") -> QuantizedLinear:  # type: ignore[override]
+        """The layer with its weights quantized, as `mx.quantize` does it."""
+        return QuantizedLinear.from_linear(self, group_size, bits, mode)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`, the head by `kernels.bf16_matmul` where it is bfloat16, and quantized to this file's own."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Logits [..., num_embeddings] of x [..., dims]."""
+        return bf16_matmul(x, self["weight"]) if _by_kernel(self["weight"]) else super().as_linear(x)
+
+    def to_quantized(self, group_size: int, bits: int, mode: str = "affine") -> QuantizedEmbedding:  # type: ignore[override]
+        """The embedding with its weights quantized, as `mx.quantize` does it."""
+        return QuantizedEmbedding.from_embedding(self, group_size, bits, mode)
+
+
+def keeps_bf16(module: nn.Module, weight: mx.array | None) -> bool:
+    """Whether `weight` is of bfloat16 and serves `module` in a float32 model as it is: on a CPU for which
+    `kernels.bf16_matmul` is compiled, if need be now."""
+    if weight is None or weight.dtype != mx.bfloat16 or not isinstance(module, Linear | Embedding):
+        return False
+    return compiled.load("bf16_matmul") is not None

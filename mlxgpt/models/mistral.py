@@ -12,7 +12,7 @@ from mlxgpt.config import key, require
 from mlxgpt.kernels.swiglu import swiglu
 from mlxgpt.kernels.windowed_attention import windowed_attention
 from mlxgpt.models.cache import Cache, Caches
-from mlxgpt.models.layers import normal_
+from mlxgpt.models.layers import Embedding, Linear, normal_
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Attention(nn.Module):
         super().__init__()
         C, D = config.hidden_size, config.head_size
         self.head_size, self.window = D, config.sliding_window
-        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=False)
-        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
-        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
+        self.q_proj = Linear(C, config.num_attention_heads * D, bias=False)
+        self.k_proj = Linear(C, config.num_key_value_heads * D, bias=False)
+        self.v_proj = Linear(C, config.num_key_value_heads * D, bias=False)
+        self.o_proj = Linear(config.num_attention_heads * D, C, bias=False)
         self.rope = nn.RoPE(D, traditional=False, base=config.rope_theta)
 
     def __call__(self, x: mx.array, cache: Cache | None = None) -> mx.array:
@@ -81,9 +81,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -128,7 +128,7 @@ class Model(nn.Module):
         self.config = config
         self.model = Backbone(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def layers(self) -> list[Block]:

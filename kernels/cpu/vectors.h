@@ -1,0 +1,81 @@
+// Vectors as wide as the CPU that this is compiled for has them: AVX-512, AVX2, NEON, SSE2, or the compiler's own.
+// Only the product of 16-bit pairs has no operator; all else is GCC's and clang's vector extension.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace mlxgpt {
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+template <class V>
+inline V load(const void* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V>
+inline void store(void* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+inline Ints lane_numbers() {
+  Ints v;
+  for (int i = 0; i < LANES; i++) v[i] = i;
+  return v;
+}
+
+inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+// bfloat16 is the upper half of a float32.
+inline Floats load_bf16(const uint16_t* p) {
+  return (Floats)(__builtin_convertvector(load<Halves>(p), Words) << 16);
+}
+
+inline float sum(Floats v) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
+}
+
+// sums[lane] + a[lane].low · b[lane].low + a[lane].high · b[lane].high, halves as signed 16-bit integers
+inline Ints multiply_add(Ints sums, Ints a, Ints b) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__) && defined(__AVX512BW__)
+  return sums + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__) && defined(__AVXVNNI__)
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
+  return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return sums + (Ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+  int16x8_t x = (int16x8_t)a, y = (int16x8_t)b;
+  int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+  return sums + (Ints)vpaddq_s32(low, high);
+#else
+  return sums + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+}  // namespace mlxgpt

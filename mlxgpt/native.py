@@ -1,0 +1,113 @@
+"""Operations in C++ for a Linux CPU: kernels/<op>/cpu.cpp, compiled for this very CPU when first needed, then cached.
+
+MLX's own extension mechanism: a `mlx::core::Primitive`, bound by nanobind, that is one more node of the lazy graph.
+The compiler knows the CPU it compiles for, so the instruction set is chosen here. On macOS there is Metal.
+"""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from mlxgpt import backend
+from mlxgpt.errors import Error, UsageError
+
+# What MLXGPT_CPU may name: less than this CPU has, to see what a lesser one would do. g++'s name, and what it needs.
+CPUS: dict[str, tuple[str, set[str]]] = {
+    "native": ("native", set()),
+    "avx512": ("x86-64-v4", {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx2", "fma", "bmi2", "f16c"}),
+    "avx2": ("x86-64-v3", {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}),
+    "baseline": ("x86-64" if platform.machine() == "x86_64" else "armv8-a", set()),
+}
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fPIC", "-shared", "-w",
+         "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-Wl,-s",
+         "-DNDEBUG", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx")  # fmt: skip
+_building = threading.Lock()
+
+
+def load(source: Path) -> ModuleType | None:
+    """The Python module that `source` defines (as `cpu`), compiled now if the cache has none.
+
+    None where there is no such thing: on macOS; and, after one line on stderr, where it cannot be built or loaded.
+    """
+    if sys.platform != "linux":
+        return None
+    with _building:
+        return _load(source)
+
+
+@cache
+def _load(source: Path) -> ModuleType | None:
+    name = source.parent.name
+    try:
+        library = _built(source)
+        spec = importlib.util.spec_from_file_location(f"mlxgpt.kernels.{name}.cpu", library)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        import mlx.core as mx
+
+        module.check(mx.array(0))
+    except TypeError:
+        why = "the nanobind that is installed is not the one that mlx was built with"
+    except (OSError, Error, ImportError) as error:
+        why = " ".join(str(error).split())
+    else:
+        return module
+    backend.say(f"slow: {name} runs as MLX has it, which on a CPU can be 20 times slower than mlxgpt's own ({why})")
+    return None
+
+
+def _built(source: Path) -> Path:
+    """The library in the cache. Raises OSError, Error."""
+    wanted = os.environ.get("MLXGPT_CPU") or "native"
+    if wanted not in CPUS:
+        raise UsageError(f"MLXGPT_CPU={wanted}: it is one of {', '.join(CPUS)}")
+    march, needed = CPUS[wanted]
+    if not needed <= backend.cpu_flags():
+        raise UsageError(f"MLXGPT_CPU={wanted}: this CPU has less")
+    compiler = shutil.which("g++", path=backend.path_without_wrapper())
+    if compiler is None:
+        raise Error("no g++ on PATH to compile it with")
+    mlx, nanobind = _package("mlx", "include/mlx/mlx.h"), _package("nanobind", "src/nb_combined.cpp")
+    python = sysconfig.get_path("include")
+    if not Path(python, "Python.h").is_file():
+        raise Error(f"Python's headers are not in {python} (install python3-dev or your system's like of it)")
+    kernels = source.parents[1]
+    includes = [kernels, mlx / "include", python, nanobind / "include", nanobind / "ext/robin_map/include"]
+    command = [compiler, *FLAGS, f"-march={march}", *(f"-I{folder}" for folder in includes)]
+    command += [str(source), str(nanobind / "src/nb_combined.cpp"), f"-L{mlx / 'lib'}", "-lmlx"]
+    command += ["-Xlinker", "-rpath", "-Xlinker", str(mlx / "lib")]
+    stamped = [Path(compiler), mlx / "lib/libmlx.so", nanobind / "src/nb_combined.cpp"]
+    library = backend.cache_dir() / f"{source.parent.name}-{_identity(source, command, stamped)}.so"
+    if not backend.is_whole(library):
+        print(f"mlxgpt: compiling {source.parent.name} for this CPU, once", file=sys.stderr)
+        backend.build_library(library, command)
+    return library
+
+
+def _package(name: str, file: str) -> Path:
+    """The folder of an installed package that has `file` in it. Imports nothing. Raises Error."""
+    spec = importlib.util.find_spec(name)
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    found = next((root for root in roots if (root / file).is_file()), None)
+    if found is None:
+        raise Error(f"{name} is not installed with its {Path(file).name}")
+    return found
+
+
+def _identity(source: Path, command: list[str], files: list[Path]) -> str:
+    """A hash of all that the library depends on: its sources, the command, Python, the CPU, and `files`, by their
+    size and age."""
+    texts = [p.read_text(encoding="utf-8") for p in (source, *sorted((source.parents[1] / "cpu").glob("*.h")))]
+    stamps = [(s.st_size, s.st_mtime_ns) for s in (Path(p).resolve().stat() for p in files)]
+    parts = (command, texts, stamps, sys.version, platform.machine(), sorted(backend.cpu_flags()))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
