@@ -13,8 +13,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxgpt import answer, backend, config, models
-from mlxgpt.completion import evaluation
-from mlxgpt.completion.suggest import Suggester
+from mlxgpt.completion.cursors import pick_cursors
+from mlxgpt.completion.opening import open_suggester
 from mlxgpt.config import DataConfig, Recipe
 from mlxgpt.data import corpus
 from mlxgpt.errors import Error
@@ -141,11 +141,11 @@ def decode(name: str | None, recipe: str, prompt: int, tokens: int) -> dict[str,
 def complete(name: str, paths: list[Path], cursors: int) -> dict[str, Any]:
     """Suggestions at random cursors of files (none: this Python's standard library): milliseconds where the file was
     not seen before (`cold`), and one typed character later (`warm`)."""
-    suggester = Suggester(*answer.load(name, answer.Options()))
+    suggester = open_suggester(name)
     rules = DataConfig(validation_fraction=0.0, near_duplicates=0.0)
     documents = corpus.collect(*corpus.find(paths or corpus.default_paths(), rules), rules).documents
     texts = [(d.name, "".join(d.pieces()).encode()) for d in documents]
-    places = evaluation.pick_cursors(texts, cursors + 1, seed=0)
+    places = pick_cursors(texts, cursors + 1, seed=0)
     if not places:
         raise Error("there is no line to complete in the files named")
     cold, warm = [], []

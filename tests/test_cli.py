@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mlxgpt import config, tokenizer, weights
+from mlxgpt.completion.settings import Settings
 from mlxgpt.completion.suggest import Suggester
 
 NEEDED = {"mlx", "numpy", "sentencepiece"}  # by decoding with a BPE
@@ -144,12 +145,15 @@ def test_complete_json(trained, loaded, code, cli):
     done = cli("complete", "--model", trained, file, "--line", number, "--column", column, "--json")
     assert (done.status, done.err) == (0, "")
     table = json.loads(done.out)
-    assert list(table) == ["completion", "tokens", "mean_logprob", "latency_ms"]
+    assert list(table) == ["completion", "tokens", "mean_logprob", "latency_ms", "confidence", "reason"]
     before, after = file.read_bytes().split(text.encode(), 1)
     prefix = before + text[: column - 1].encode()
-    expected = Suggester(*loaded).suggest(prefix, text[column - 1 :].encode() + after)
+    suggester = Suggester(*loaded, settings=Settings.load(trained))
+    expected = suggester.suggest(prefix, text[column - 1 :].encode() + after)
     assert (table["completion"], table["tokens"]) == (expected.completion, expected.tokens)
     assert table["mean_logprob"] == pytest.approx(expected.mean_logprob, abs=1e-4)
+    assert table["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+    assert table["reason"] == expected.reason
     assert table["latency_ms"] > 0
     plain = cli("complete", "--model", trained, file, "-l", number, "-c", column)
     assert plain.out == table["completion"] + "\n"
@@ -158,8 +162,53 @@ def test_complete_json(trained, loaded, code, cli):
 def test_complete_reads_the_text_before_the_cursor_from_stdin(trained, loaded, cli):
     prefix = b"import os\n\n\ndef f(self):\n    retur"
     done = cli("complete", "--model", trained, "--json", stdin=prefix)
-    assert json.loads(done.out)["completion"] == Suggester(*loaded).suggest(prefix).completion
+    suggester = Suggester(*loaded, settings=Settings.load(trained))
+    assert json.loads(done.out)["completion"] == suggester.suggest(prefix).completion
     assert cli("complete", "--model", trained, stdin=prefix).out.startswith("n")
+
+
+def test_complete_without_a_model_knows_the_project(code, cli, tmp_path):
+    file = tmp_path / "new.py"
+    file.write_text("import shlex\n\nlexer = shlex.shlex(posix=True)\nlexer.whitespace_sp\n")
+    place = (file, "--line", 4, "--column", 20)
+    known = cli("complete", *place, "--root", code)
+    assert (known.status, known.err) == (0, "")
+    assert known.out in ("lit = True\n", "lit = False\n")  # as often the one as the other
+    unknown = json.loads(cli("complete", *place, "--json").out)
+    assert (unknown["completion"], unknown["reason"]) == ("", "nothing is known that could follow")
+    table = json.loads(cli("complete", *place, "--root", code, "--json").out)
+    for option, value in (("--threshold", 1), ("--false-show", 0)):
+        hidden = json.loads(cli("complete", *place, "--root", code, option, value, "--json").out)
+        assert (hidden["completion"], hidden["confidence"]) == ("", table["confidence"])
+        assert hidden["reason"].startswith(f"confidence {table['confidence']:.2f} is below the threshold")
+    assert cli("complete", *place, "--root", code, "--threshold", 0).out == known.out
+
+
+def test_complete_goes_on_to_the_end_of_the_block(trained, code, cli, tmp_path):
+    file = tmp_path / "new.py"
+    file.write_text("import bisect\n\ndef insort_ri\n")
+    one = cli("complete", file, "-l", 3, "-c", 14, "--root", code).out
+    many = cli("complete", file, "-l", 3, "-c", 14, "--root", code, "--multiline").out
+    assert one.count("\n") == 1
+    assert many.count("\n") > 1
+    assert many.startswith(one)
+    assert cli("complete", "--model", trained, file, "-l", 3, "-c", 14, "--multiline").status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--using", "both"], "--using both needs a model: give --model, or --using ngrams"),
+        (["--using", "model"], "--using model needs a model"),
+        (["--threshold", "0.5", "--false-show", "0.5"], "--threshold and --false-show exclude each other"),
+        (["--threshold", "1.5"], "Invalid value for '--threshold'"),
+        (["--root", "/none/such"], "no such file or folder: /none/such"),
+    ],
+)
+def test_complete_says_what_is_wrong_with_its_options(cli, arguments, message):
+    done = cli("complete", *arguments, stdin=b"x")
+    assert done.status == 2
+    assert message in done.error
 
 
 def test_a_terminal_that_knows_only_ascii_is_served(trained, spawn, tmp_path):

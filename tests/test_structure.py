@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for folder in ("mlxgpt", "kernels", "configs") for p in (ROOT / folder).rglob("*.py"))
 
 # A room is a folder or a file of mlxgpt. Each may import itself, and of the others only these:
-# cli -> training | completion -> generation -> models -> kernels, with what all of them stand on below.
+# cli -> training -> completion (its gate is fitted when a run ends) -> generation -> models -> kernels.
 ROOMS: dict[str, str] = {
     "errors": "",
     "files": "errors",
@@ -36,8 +36,8 @@ ROOMS: dict[str, str] = {
     "weights",
     "chat": "answer errors files generation hub interrupts layouts models prompt_bar tokenizer",
     "evaluation": "data kernels models",
-    "training": "backend config data errors evaluation files generation kernels models weights",
-    "completion": "backend config data errors evaluation files generation models tokenizer weights",
+    "completion": "backend config data errors evaluation files generation hub layouts models tokenizer weights",
+    "training": "backend completion config data errors evaluation files generation kernels models weights",
     "bench": "answer backend completion config data errors generation models training",
     "cli": "answer backend bench chat completion config convert errors generation hub kernels_report layouts "
     "quantization training",

@@ -2,23 +2,43 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mlxgpt.cli.base import MODEL, PATH, SEED, print_json
+from mlxgpt.cli.base import PATH, SEED, print_json
 from mlxgpt.errors import UsageError
+
+USING = click.option(
+    "--using",
+    type=click.Choice(["model", "ngrams", "both"]),
+    help="What suggests.  [default: both; no --model: ngrams]",
+)
+ROOT = click.option("--root", type=PATH, help="Folder of the project whose text the n-grams know.")
+ANY_MODEL = click.option("--model", "-m", help="As for generate; not needed for --using ngrams.")
+RATE = click.FloatRange(0, 1)
 
 
 @click.command()
-@MODEL
+@ANY_MODEL
 @click.argument("file", required=False, type=PATH)
 @click.option("--line", "-l", type=click.IntRange(min=1), help="The cursor's line, from 1.")
 @click.option(
     "--column", "-c", type=click.IntRange(min=1), help="The cursor's column, from 1: characters before it, plus 1."
 )
+@click.option("--multiline", is_flag=True, help="Go on to the end of the block.")
+@USING
+@ROOT
+@click.option("--threshold", type=RATE, help="Print nothing less likely than this to be right.  [default: 0]")
+@click.option("--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def complete(model: str, file: Path | None, line: int | None, column: int | None, as_json: bool) -> None:
+def complete(
+    model: str | None, file: Path | None, line: int | None, column: int | None, multiline: bool, using: Any,
+    root: Path | None, threshold: float | None, false_show: float | None, as_json: bool,
+) -> None:  # fmt: skip
     """Print what should be inserted at a cursor to finish its line. Without FILE, stdin is the text before it."""
+    if threshold is not None and false_show is not None:
+        raise UsageError("--threshold and --false-show exclude each other")
     if file is None:
         if line or column:
             raise UsageError("--line and --column go with a FILE; without one, stdin is the text before the cursor")
@@ -32,40 +52,55 @@ def complete(model: str, file: Path | None, line: int | None, column: int | None
     from mlxgpt import backend
 
     backend.start()
-    from mlxgpt import answer as answers
-    from mlxgpt.completion.suggest import Suggester
+    from mlxgpt.completion.opening import open_suggester
 
-    suggester = Suggester(*answers.load(model, answers.Options()))
-    answer = suggester.suggest(prefix, suffix)
+    suggester = open_suggester(model, root, using)
+    if false_show is not None:
+        threshold = suggester.gate.threshold(false_show)
+    document = None if file is None else str(file.absolute())
+    answer = suggester.suggest(prefix, suffix, document=document, multiline=multiline, threshold=threshold or 0.0)
     if as_json:
         print_json({
             "completion": answer.completion, "tokens": answer.tokens, "mean_logprob": answer.mean_logprob,
-            "latency_ms": answer.latency_ms,
+            "latency_ms": answer.latency_ms, "confidence": answer.confidence, "reason": answer.reason,
         })  # fmt: skip
     else:
         click.echo(answer.completion)
 
 
 @click.command("eval")
-@MODEL
+@ANY_MODEL
 @click.argument("paths", nargs=-1, type=PATH)
 @click.option(
     "--cursors", default=200, show_default=True, type=click.IntRange(min=0), help="Random places to complete at."
 )
+@click.option(
+    "--at", type=click.Choice(["anywhere", "token"]), default="anywhere", show_default=True,
+    help="Where cursors stand: before any character, or before a word or sign.",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the places.")
 @click.option(
     "--examples", default=0, show_default=True, type=click.IntRange(min=0), help="Completions to show beside the truth."
 )
+@USING
+@ROOT
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, paths: tuple[Path, ...], cursors: int, seed: int, examples: int, as_json: bool) -> None:
-    """Measure a model on held-out files (default: its run's validation split): loss, bits a byte, completions."""
+def evaluate(
+    model: str | None, paths: tuple[Path, ...], cursors: int, at: Any, seed: int, examples: int, using: Any,
+    root: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure a model on held-out files (default: its run's validation split): loss, bits a byte, completions.
+
+    The n-grams know the files that the run was trained on, or those of --root, and of the file itself all but the line.
+    """
     from mlxgpt import backend
 
     backend.start()
     from mlxgpt import hub, layouts
     from mlxgpt.completion import session
 
-    result = session.evaluate(hub.resolve(model, check=layouts.describe), paths, cursors, seed, examples)
+    folder = None if model is None else hub.resolve(model, check=layouts.describe)
+    result = session.evaluate(folder, paths, session.Options(cursors, seed, examples, using, at, root))
     if as_json:
         print_json(result.as_json())
     else:

@@ -1,32 +1,48 @@
-"""How good completions are: at random cursors in held-out files, against the rest of the line that is there."""
+"""How good completions are: at cursors in held-out files, against the rest of the line that is there."""
 
 import difflib
-import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
 
 import numpy as np
 
+from mlxgpt.completion.cursors import Cursor
+from mlxgpt.completion.gate import Point, acceptance
 from mlxgpt.completion.suggest import Suggester
+
+FALSE_SHOW = 0.25  # the share of what is shown that may be wrong where gated suggestions are compared
 
 
 @dataclass(frozen=True)
-class Cursor:
-    """A place in a file: `prefix` is all before it, `truth` the rest of its line without trailing spaces."""
+class Kind:
+    """The scores of one kind of file, as in `Scores`."""
 
-    name: str
-    line: int
-    prefix: bytes
-    truth: str
+    cursors: int
+    exact_match: float
+    edit_similarity: float
+    completed_ratio: float
+
+
+@dataclass(frozen=True)
+class Gated:
+    """Where the gate lets at most `false_show` of wrong ones through among those it shows: its threshold there, the
+    share of cursors at which something is shown, and the characters of the truth that those suggestions complete."""
+
+    false_show: float
+    threshold: float
+    shown: float
+    completed_ratio: float
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over cursors, as fractions; latencies in milliseconds.
+    """Means over cursors, as fractions; latencies in milliseconds. Everything is suggested, whatever its confidence.
 
     exact_match: the suggestion is the rest of the line. edit_similarity: 2 × matching characters / all characters
     (Ratcliff and Obershelp, as CodeXGLUE's fuzzy ratio). completed_ratio: characters of the truth that the
-    suggestion gives before its first mistake, of all the truth's characters.
+    suggestion gives before its first mistake, of all the truth's characters. acceptance: what each threshold of
+    confidence would have shown. kinds: the same by file name suffix.
     """
 
     cursors: int
@@ -35,37 +51,22 @@ class Scores:
     completed_ratio: float
     p50: float
     p95: float
+    gated: Gated = field(default_factory=lambda: Gated(FALSE_SHOW, 1.01, 0.0, 0.0))
+    acceptance: list[Point] = field(default_factory=list)
+    kinds: dict[str, Kind] = field(default_factory=dict)
 
 
-def pick_cursors(documents: Sequence[tuple[str, bytes]], count: int, seed: int) -> list[Cursor]:
-    """`count` cursors, uniform over the non-blank lines of all (name, content), then over the line's columns.
+@dataclass(frozen=True)
+class _Case:
+    """One cursor's outcome: `completed` of the truth's `characters`; `said` is whether anything was suggested."""
 
-    The cursor stands on or after the line's first visible character and before its last.
-    """
-    lines = [
-        (name, number, data, start, line)
-        for name, data in documents
-        for number, start, line in _lines(data)
-        if len(line.strip()) > 1
-    ]
-    if not lines:
-        return []
-    draw = random.Random(seed)
-    cursors = []
-    for name, number, data, start, line in draw.choices(lines, k=count):
-        text = line.rstrip()
-        column = draw.randrange(len(text) - len(text.lstrip()), len(text))
-        prefix = data[:start] + text[:column].encode("utf-8", "surrogateescape")
-        cursors.append(Cursor(name, number, prefix, text[column:]))
-    return cursors
-
-
-def _lines(data: bytes) -> Iterator[tuple[int, int, str]]:
-    """Each line's number from 1, where it starts, and its text."""
-    start = 0
-    for number, line in enumerate(data.split(b"\n"), 1):
-        yield number, start, line.decode("utf-8", "surrogateescape")
-        start += len(line) + 1
+    kind: str
+    said: bool
+    right: bool
+    similarity: float
+    completed: int
+    characters: int
+    confidence: float
 
 
 def common_prefix(a: str, b: str) -> int:
@@ -77,17 +78,47 @@ def evaluate(
     suggester: Suggester, cursors: Sequence[Cursor], show: Callable[[Cursor, str], None] = lambda cursor, text: None
 ) -> Scores:
     """Complete at every cursor and score it; `show` sees each cursor and what was suggested."""
-    exact = similarity = completed = 0.0
-    latencies = []
+    cases, latencies = [], []
     for cursor in cursors:
-        answer = suggester.suggest(cursor.prefix)
-        text = answer.completion
+        answer = suggester.suggest(cursor.prefix, cursor.suffix)
+        text, truth = answer.completion, cursor.truth
         latencies.append(answer.latency_ms)
-        exact += text == cursor.truth
-        similarity += difflib.SequenceMatcher(None, text, cursor.truth, autojunk=False).ratio()
-        completed += common_prefix(text, cursor.truth)
+        similarity = difflib.SequenceMatcher(None, text, truth, autojunk=False).ratio()
+        kind = PurePath(cursor.name).suffix or PurePath(cursor.name).name
+        cases.append(
+            _Case(
+                kind, bool(text), text == truth, similarity, common_prefix(text, truth), len(truth), answer.confidence
+            )
+        )
         show(cursor, text)
-    n = max(1, len(cursors))
-    characters = max(1, sum(len(c.truth) for c in cursors))
+    whole = _kind(cases)
     p50, p95 = np.percentile(latencies or [0.0], [50, 95]).tolist()
-    return Scores(len(cursors), exact / n, similarity / n, completed / characters, p50, p95)
+    kinds = {name: _kind([c for c in cases if c.kind == name]) for name in sorted({c.kind for c in cases})}
+    curve = acceptance([(c.confidence, c.right) for c in cases if c.said], len(cases))
+    return Scores(
+        whole.cursors, whole.exact_match, whole.edit_similarity, whole.completed_ratio, p50, p95,
+        _gated(cases, FALSE_SHOW), curve, kinds,
+    )  # fmt: skip
+
+
+def _kind(cases: Sequence[_Case]) -> Kind:
+    n, characters = max(1, len(cases)), max(1, sum(c.characters for c in cases))
+    return Kind(
+        len(cases), sum(c.right for c in cases) / n, sum(c.similarity for c in cases) / n,
+        sum(c.completed for c in cases) / characters,
+    )  # fmt: skip
+
+
+def _gated(cases: Sequence[_Case], false_show: float) -> Gated:
+    """The lowest threshold that keeps to `false_show` on these very cases: suggesters are compared at one rate."""
+    ordered = sorted((c for c in cases if c.said), key=lambda c: -c.confidence)
+    best, wrong = 0, 0
+    for i, case in enumerate(ordered, 1):
+        wrong += not case.right
+        tied = i < len(ordered) and ordered[i].confidence == case.confidence
+        if not tied and wrong <= false_show * i:
+            best = i
+    characters = max(1, sum(c.characters for c in cases))
+    threshold = ordered[best - 1].confidence if best else 1.01
+    shown = ordered[:best]
+    return Gated(false_show, threshold, best / max(1, len(cases)), sum(c.completed for c in shown) / characters)

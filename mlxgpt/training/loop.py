@@ -32,7 +32,7 @@ from mlxgpt.training.step import make_step
 # What a run writes beside `training`. None of an earlier run's stays: its tokenizer may have been another.
 REPLACED = (
     "model.safetensors", "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json",
-    "tokenizer_config.json", "report.html",
+    "tokenizer_config.json", "completion.json", "report.html",
 )  # fmt: skip
 SPIKE_WINDOW = 50  # losses
 SMALLEST_SCALE = 1 / 32  # of the learning rate: where roll-backs end

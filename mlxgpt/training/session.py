@@ -43,6 +43,7 @@ def run(
         recipe = config.load_recipe(recipe_name or DEFAULT_RECIPE, settings)
     backend.start()
     from mlxgpt import models
+    from mlxgpt.completion.calibration import calibrate_run
     from mlxgpt.training.loop import Run
     from mlxgpt.training.panel import Panel
     from mlxgpt.training.report import write_report
@@ -59,6 +60,9 @@ def run(
             training.begin(paths)
         panel.note(f"model: {recipe.model['type']}, {training.parameters:,} parameters, on {backend.device()}")
         summary = training.train(panel)
+        if not summary.interrupted:
+            panel.note("calibrating its completions")
+            calibrate_run(out, data, summary.elapsed)
     panel.note(_closing_line(summary, out))
     print(f"model {out}")
     print(f"report {write_report(out)}")

@@ -7,9 +7,12 @@ import pytest
 
 from mlxgpt import files, weights
 from mlxgpt.completion import session
-from mlxgpt.completion.evaluation import Cursor
+from mlxgpt.completion.cursors import Cursor
 
-KEYS = ["val_loss", "val_bpb", "cursors", "exact_match", "edit_similarity", "completed_ratio", "latency_ms"]
+KEYS = [
+    "val_loss", "val_bpb", "cursors", "exact_match", "edit_similarity", "completed_ratio", "latency_ms", "using", "at",
+    "gated", "acceptance", "kinds",
+]  # fmt: skip
 
 
 def last(text: str) -> dict:
@@ -52,8 +55,12 @@ def test_the_same_files_by_name_give_the_same(trained, code, cli, held_out):
     named = cli("eval", "--model", trained, *paths, "--cursors", 30, "--json")
     table = last(named.out)
     assert "trained on" not in named.err
-    own.pop("latency_ms"), table.pop("latency_ms")
-    assert table == pytest.approx(own, rel=1e-6)
+    for name in ("val_loss", "val_bpb"):
+        assert table.pop(name) == pytest.approx(own.pop(name), rel=1e-6)
+    for each in (own, table):
+        each.pop("latency_ms")
+        each["gated"]["threshold"] = round(each["gated"]["threshold"], 4)
+    assert table == own
 
 
 def test_the_documents_of_the_run_are_the_files_byte_for_byte(trained, code, held_out):
@@ -83,9 +90,9 @@ def test_the_seed_moves_the_cursors(trained, cli):
 def test_the_table_and_the_examples(trained, cli):
     done = cli("eval", "--model", trained, "--cursors", 5, "--examples", 2)
     assert done.out.count("truth ") == 2
-    names = ["val_loss", "val_bpb", "cursors", "exact match", "edit similarity", "completed", "latency"]
-    assert [line for line, name in zip(done.out.splitlines()[-7:], names, strict=True) if line.startswith(name)] == (
-        done.out.splitlines()[-7:]
+    names = ["val_loss", "val_bpb", "cursors", "exact match", "edit similarity", "completed", "gated", "latency"]
+    assert [line for line, name in zip(done.out.splitlines()[-8:], names, strict=True) if line.startswith(name)] == (
+        done.out.splitlines()[-8:]
     )
 
 
@@ -116,3 +123,49 @@ def test_too_little_text(trained, cli, tmp_path):
     done = cli("eval", "--model", trained, tmp_path / "blank.py", "--cursors", 1, "--json")
     assert done.status == 0  # one character between its opening and closing tokens: two to predict, no line to finish
     assert last(done.out)["cursors"] == 0
+
+
+@pytest.mark.parametrize("using", ["model", "ngrams", "both"])
+def test_what_suggests_can_be_chosen(trained, cli, using):
+    done = cli("eval", "--model", trained, "--cursors", 25, "--using", using, "--at", "token", "--json")
+    table = last(done.out)
+    assert (table["using"], table["at"], done.err) == (using, "token", "")
+    assert table["val_loss"] > 0
+    assert set(table["gated"]) == {"false_show", "threshold", "shown", "completed_ratio"}
+    assert [point["threshold"] for point in table["acceptance"]] == [i / 20 for i in range(20)]
+    assert sum(kind["cursors"] for kind in table["kinds"].values()) == 25
+    assert table["kinds"].keys() == {".py"}
+
+
+def test_the_ngrams_do_not_know_what_they_are_tried_on(trained, code, cli, tmp_path):
+    """Files of --root that are evaluated on are taken out of the index; a copy under another name gives them away."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(code / "glob.py", alone)
+    arguments = (alone / "glob.py", "--cursors", 40, "--json")
+    with_itself = last(cli("eval", *arguments, "--root", alone).out)
+    shutil.copy(code / "glob.py", alone / "copy.py")
+    with_a_copy = last(cli("eval", *arguments, "--root", alone).out)
+    assert with_itself["val_loss"] is None
+    assert with_itself["using"] == "ngrams"
+    assert with_itself["exact_match"] < 0.5 < 0.8 < with_a_copy["exact_match"]
+
+
+def test_without_a_model_it_is_said_what_is_needed(code, cli):
+    assert "name files to evaluate on and --root" in cli("eval").error
+    assert "name files to evaluate on and --root" in cli("eval", code / "glob.py").error
+    done = cli("eval", code / "glob.py", "--using", "both")
+    assert (done.status, done.error) == (2, "--using both needs a model: give --model, or --using ngrams")
+
+
+def test_training_files_that_are_gone_are_told(trained, code, cli, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    manifest = files.read_json(moved / "training" / "data.json")
+    first = next(d for d in manifest["sources"] if d["split"] == "train")
+    first["path"] += ".gone"
+    files.write_json(moved / "training" / "data.json", manifest)
+    done = cli("eval", "--model", moved, "--cursors", 2, "--json")
+    assert done.status == 0
+    assert "1 of " in done.err
+    assert "the n-grams lack them" in done.err

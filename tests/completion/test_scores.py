@@ -2,7 +2,8 @@
 
 import pytest
 
-from mlxgpt.completion.evaluation import Cursor, common_prefix, evaluate, pick_cursors
+from mlxgpt.completion.cursors import Cursor, pick_cursors
+from mlxgpt.completion.evaluation import common_prefix, evaluate
 from mlxgpt.completion.suggest import Suggestion
 
 DOCUMENTS = [
@@ -48,18 +49,20 @@ def test_no_line_no_cursor(documents):
 class Saying:
     """A suggester that says what it was told to, and takes the milliseconds it was told."""
 
-    def __init__(self, answers: dict[bytes, tuple[str, float]]) -> None:
-        self.answers = answers
+    def __init__(self, answers: dict[bytes, tuple[str, float]], sure: dict[bytes, float]) -> None:
+        self.answers, self.sure = answers, sure
 
     def suggest(self, prefix: bytes, suffix: bytes = b"") -> Suggestion:
         text, latency = self.answers[prefix]
-        return Suggestion(text, 1, -1.0, latency)
+        return Suggestion(text, 1, -1.0, latency, self.sure.get(prefix, 0.0))
 
 
-def score(*cases: tuple[str, str, float], show=lambda cursor, text: None):
-    cursors = [Cursor("f", i, b"%d" % i, truth) for i, (truth, _, _) in enumerate(cases)]
+def score(*cases: tuple[str, str, float], show=lambda cursor, text: None, sure=(), names=()):
+    names = names or ["f"] * len(cases)
+    cursors = [Cursor(names[i], i, b"%d" % i, truth) for i, (truth, _, _) in enumerate(cases)]
     answers = {b"%d" % i: (text, latency) for i, (_, text, latency) in enumerate(cases)}
-    return evaluate(Saying(answers), cursors, show)  # type: ignore[arg-type]
+    confidences = {b"%d" % i: confidence for i, confidence in enumerate(sure)}
+    return evaluate(Saying(answers, confidences), cursors, show)  # type: ignore[arg-type]
 
 
 def test_scores_by_hand():
@@ -77,11 +80,49 @@ def test_scores_by_hand():
 
 
 def test_scores_of_nothing_and_of_one():
-    assert evaluate(None, []).__dict__ == {  # type: ignore[arg-type]
-        "cursors": 0, "exact_match": 0, "edit_similarity": 0, "completed_ratio": 0, "p50": 0, "p95": 0,
-    }  # fmt: skip
+    none = evaluate(None, [])  # type: ignore[arg-type]
+    assert (none.cursors, none.exact_match, none.edit_similarity, none.completed_ratio, none.p50, none.p95) == (0,) * 6
+    assert (none.gated.shown, none.gated.completed_ratio, none.kinds) == (0, 0, {})
     one = score(("ab", "ab", 7.0))
     assert (one.exact_match, one.edit_similarity, one.completed_ratio, one.p50, one.p95) == (1, 1, 1, 7, 7)
+
+
+def test_the_gate_by_hand():
+    """Of the five surest one is wrong, 20 %; with the sixth two are. The last cursor has no suggestion."""
+    right, wrong = ("ab", "ab", 1.0), ("ab", "ac", 1.0)
+    cases = [right, right, wrong, right, right, wrong, wrong, ("ab", "", 1.0)]
+    scores = score(*cases, sure=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.0])
+    assert (scores.gated.false_show, scores.gated.threshold, scores.gated.shown) == (0.25, 0.5, 5 / 8)
+    assert scores.gated.completed_ratio == (2 + 2 + 1 + 2 + 2) / 16
+    points = {round(p.threshold, 2): (p.shown, p.false_show) for p in scores.acceptance}
+    assert points[0] == (7 / 8, 3 / 7)
+    assert points[0.65] == (3 / 8, 1 / 3)
+    assert points[0.95] == (0, 0)
+
+
+def test_a_tie_in_confidence_is_shown_whole_or_not_at_all():
+    scores = score(("ab", "ab", 1.0), ("ab", "x", 1.0), sure=[0.5, 0.5])
+    assert (scores.gated.shown, scores.gated.threshold) == (0, 1.01)
+
+
+def test_kinds_of_files_are_scored_apart():
+    scores = score(
+        ("ab", "ab", 1.0), ("ab", "a", 1.0), ("cd", "", 1.0), ("cd", "cd", 1.0),
+        names=["x/a.py", "b.py", "Makefile", "c.tar.gz"],
+    )  # fmt: skip
+    assert {name: (k.cursors, k.exact_match, k.completed_ratio) for name, k in scores.kinds.items()} == {
+        ".gz": (1, 1, 1), ".py": (2, 0.5, 0.75), "Makefile": (1, 0, 0),
+    }  # fmt: skip
+
+
+def test_cursors_at_token_boundaries_and_what_follows_them():
+    for cursor in pick_cursors(DOCUMENTS, 200, 0, "token"):
+        begun = cursor.prefix.rsplit(b"\n", 1)[-1].decode("utf-8", "surrogateescape")
+        word = begun[-1:].isalnum() and cursor.truth[0].isalnum()
+        assert not word
+        assert not cursor.truth[0].isspace()
+        whole = dict(DOCUMENTS)[cursor.name]
+        assert cursor.prefix + cursor.truth.encode("utf-8", "surrogateescape") + cursor.suffix == whole
 
 
 def test_each_cursor_is_shown_with_its_suggestion():

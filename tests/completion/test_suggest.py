@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 
 from mlxgpt import models, weights
-from mlxgpt.completion import prompt as prompts
-from mlxgpt.completion.suggest import MAX_TOKENS, Suggester, trim
+from mlxgpt.completion import sources
+from mlxgpt.completion.index import Index
+from mlxgpt.completion.lexer import Lexer
+from mlxgpt.completion.postprocess import trim
+from mlxgpt.completion.search import best_first
+from mlxgpt.completion.suggest import MAX_TOKENS, Suggester
+from mlxgpt.errors import UsageError
 from mlxgpt.tokenizer import CharTokenizer
 
 BYTES = CharTokenizer("")
@@ -49,27 +54,26 @@ def test_a_suggestion_is_one_line_of_text_without_control_tokens(suggester, sour
     assert some > 30
 
 
-def test_the_characters_before_the_cursor_are_always_spelled(loaded, source, monkeypatch):
+@pytest.mark.parametrize("using", ["model", "both"])
+def test_the_characters_before_the_cursor_are_always_spelled(loaded, source, using):
     """What is decoded begins with the remainder, token by token, wherever in a token the cursor stands."""
-    model, tokenizer = loaded
-    suggester = Suggester(model, tokenizer)
-    taken = []
-    real = suggester.decoder.step
-    monkeypatch.setattr(suggester.decoder, "step", lambda token: (taken.append(token.item()), real(token))[1])
+    suggester = Suggester(*loaded, using=using)
     healed = 0
-    for cut in cursors(source, 60):
-        taken.clear()
-        prompt = prompts.build(tokenizer, source[:cut], 64)
-        data, _ = suggester._decode_line(prompt, 40)
-        assert (prompt.remainder + data).startswith(tokenizer.decode(taken))
-        healed += bool(prompt.remainder)
-    assert healed > 30
+    for cut in cursors(source, 30):
+        place = suggester.source(source[:cut], source[cut:])
+        path = best_first(place.expand, lambda path: len(path) == 6, 6, 20, 0.0).path
+        for n in range(1, len(path) + 1):
+            spelled = loaded[1].decode(path[:n])
+            assert spelled.startswith(place.remainder[: len(spelled)])
+        assert (place.remainder + place.bytes_of(path)).startswith(loaded[1].decode(path))
+        healed += bool(place.remainder)
+    assert healed > 15
 
 
 def test_healing_finds_what_the_whole_word_would_have_given(loaded):
     """After 're' of a word the model has only seen as a token, it still knows it."""
     model, tokenizer = loaded
-    suggester = Suggester(model, tokenizer)
+    suggester = Suggester(model, tokenizer, using="model")
     line = b"import sys\n\nclass A:\n    def f(self):\n        "
     assert {b"self", b"return"} <= {token.strip() for token in tokenizer.token_bytes}
     assert suggester.suggest(line + b"retur").completion.startswith("n")
@@ -89,41 +93,167 @@ def test_a_reused_prefix_changes_nothing(loaded, source):
         source[:100],
     ]
     prefixes += [source[:at], source[:at], b"", b"def "]
+    decoder = kept.prefixes.of("").decoder
     computed = []
-    real = kept.decoder.prefill
-    kept.decoder.prefill = lambda ids: (computed.append(len(ids)), real(ids))[1]
+    real = decoder.prefill
+    decoder.prefill = lambda ids: (computed.append(len(ids)), real(ids))[1]
+    passes = []
     for prefix in prefixes:
+        before = sum(computed)
         again, fresh = kept.suggest(prefix), Suggester(*loaded).suggest(prefix)
+        passes.append(sum(computed) - before)
         assert again.completion == fresh.completion
         assert again.tokens == fresh.tokens
         assert again.mean_logprob == pytest.approx(fresh.mean_logprob, abs=1e-4)
-    assert computed[7] == 1  # the same again: only the last token, whose logits are needed
-    assert computed[1] < computed[0] / 2
+        assert again.confidence == pytest.approx(fresh.confidence, abs=1e-4)
+    assert passes[7] < 10  # the same again: of the prompt only the last token, whose logits are needed
+    assert passes[1] < passes[0] / 2
+
+
+def test_documents_keep_their_prefixes_apart_in_a_memory_budget(loaded, source):
+    suggester = Suggester(*loaded)
+    suggester.suggest(source[:2000], document="a")
+    one = suggester.prefixes.of("a").nbytes
+    assert one > 0
+    suggester = Suggester(*loaded, memory=2 * one)
+    for name in ("a", "b", "a", "c", "d"):
+        suggester.suggest(source[:2000], document=name)
+    held = suggester.prefixes
+    assert len(held) <= 3  # two that fit, and the one in use
+    assert held.of("d").computed
+    assert not held.of("b").computed
 
 
 def test_a_failed_request_spoils_nothing(loaded, source, monkeypatch):
     suggester = Suggester(*loaded)
     suggester.suggest(source[:3000])
-    real = suggester.decoder.prefill
-    monkeypatch.setattr(suggester.decoder, "prefill", lambda ids: 1 / 0)
+    decoder = suggester.prefixes.of("").decoder
+    real = decoder.prefill
+    monkeypatch.setattr(decoder, "prefill", lambda ids: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         suggester.suggest(source[:500])
-    monkeypatch.setattr(suggester.decoder, "prefill", real)
+    monkeypatch.setattr(decoder, "prefill", real)
     assert suggester.suggest(source[:3000]).completion == Suggester(*loaded).suggest(source[:3000]).completion
+
+
+def test_a_request_is_cancelled_between_two_passes_and_spoils_nothing(loaded, source):
+    suggester = Suggester(*loaded)
+    for after in (0, 1, 3):
+        asked = []
+
+        def cancelled(after=after, asked=asked) -> bool:
+            asked.append(None)
+            return len(asked) > after
+
+        answer = suggester.suggest(source[:2000], cancelled=cancelled)
+        assert (answer.completion, answer.reason) == ("", "cancelled")
+        assert len(asked) == after + 1
+    assert suggester.suggest(source[:2000]).completion == Suggester(*loaded).suggest(source[:2000]).completion
+
+
+def test_typing_along_a_suggestion_computes_nothing(loaded, source, monkeypatch):
+    suggester = Suggester(*loaded)
+    prefix, suffix = b"import os\n\n\nclass A:\n    def f(self):\n        os.pa", b"\nx = os.path.join(a, b)\n"
+    first = suggester.suggest(prefix, suffix, document="a")
+    assert len(first.completion) > 1
+    monkeypatch.setattr(suggester, "source", lambda *a: 1 / 0)
+    typed = suggester.suggest(prefix + first.completion[:1].encode(), suffix, document="a")
+    assert (typed.completion, typed.confidence) == (first.completion[1:], first.confidence)
+    again = suggester.suggest(prefix, suffix, document="a")
+    assert again.completion == first.completion
+    elsewhere = ((prefix + b"\0", suffix, "a"), (prefix, b"\ny", "a"), (prefix, suffix, "b"), (prefix, suffix, None))
+    for before, after, document in elsewhere:
+        with pytest.raises(ZeroDivisionError):
+            suggester.suggest(before, after, document=document)
+
+
+def test_below_the_threshold_nothing_is_shown_and_it_is_said_why(loaded):
+    suggester = Suggester(*loaded)
+    prefix = b"import os\n\n\nclass A:\n    def f(self):\n        retur"
+    shown = suggester.suggest(prefix)
+    assert shown.completion
+    assert shown.reason is None
+    assert 0 < shown.confidence < 1
+    hidden = suggester.suggest(prefix, threshold=1.0)
+    assert (hidden.completion, hidden.hidden, hidden.confidence) == ("", shown.completion, shown.confidence)
+    assert hidden.reason == f"confidence {shown.confidence:.2f} is below the threshold 1.00"
+    assert suggester.suggest(prefix, threshold=shown.confidence).completion == shown.completion
+
+
+def test_drafting_changes_nothing_but_the_passes(loaded, source, monkeypatch):
+    """What the n-grams draft and the model checks in one pass is what it would have said token by token."""
+    tokenizer = loaded[1]
+    index = Index(tokenizer)
+    index.build([("cmd.py", source)])
+    answers, passes = [], []
+    for guesses in (0, 4):
+        monkeypatch.setattr(sources, "GUESSES", guesses)
+        suggester = Suggester(*loaded, index)
+        decoder = suggester.prefixes.of("").decoder
+        count = []
+        for name in ("step", "extend", "prefill"):
+            real = getattr(decoder, name)
+            monkeypatch.setattr(decoder, name, lambda *a, real=real, n=count: (n.append(None), real(*a))[1])
+        answers.append([suggester.suggest(source[:cut]) for cut in cursors(source, 15)])
+        passes.append(len(count))
+    for alone, drafted in zip(*answers, strict=True):
+        assert alone.completion == drafted.completion
+        assert alone.mean_logprob == pytest.approx(drafted.mean_logprob, abs=1e-3)
+    assert passes[1] < passes[0]
+
+
+def test_ngrams_alone_know_the_buffer_on_both_sides_of_the_line(source):
+    suggester = Suggester()
+    before = b"def first(alpha, beta):\n    return alpha * beta\n\n"
+    after = b"\n\ndef third(gamma):\n    raise NotImplementedError('later')\n"
+    assert suggester.suggest(before + b"def second(alpha, be", after).completion == "ta):"
+    assert suggester.suggest(before + b"    raise NotImpl", after).completion == "ementedError('later')"
+    nothing = suggester.suggest(before + b"    raise NotImpl", b"")
+    assert (nothing.completion, nothing.reason) == ("", "nothing is known that could follow")
+    nothing = suggester.suggest(b"", b"")
+    assert (nothing.completion, nothing.reason) == ("", "the line seems complete")
+
+
+def test_the_index_gives_way_to_the_open_file():
+    """What the saved file says on the cursor's line must not be found there; what other files say, is."""
+    saved = b"import os\nvalue = compute_everything(1)\n"
+    index = Index(Lexer())
+    index.build([("a.py", saved), ("b.py", b"total = other_function(2)\n")])
+    suggester = Suggester(index=index)
+    assert suggester.suggest(b"import os\nvalue = comp", b"\n", document="a.py").completion == ""
+    assert suggester.suggest(b"import os\nvalue = comp", b"\n", document="b.py").completion == "ute_everything(1)"
+    assert suggester.suggest(b"import os\nx = oth", b"\n", document="a.py").completion == "er_function(2)"
+
+
+def test_what_using_needs_must_be_there():
+    for using in ("model", "both"):
+        with pytest.raises(UsageError, match=f"--using {using} needs a model"):
+            Suggester(using=using)
+
+
+def test_a_block_is_completed_to_its_end():
+    suggester = Suggester()
+    block = b"    def area(self):\n        if self.flat:\n            return 0\n        return self.w * self.h\n\n"
+    buffer = b"class A:\n" + block + b"    def other(self):\n        pass\n\n\nclass B:\n"
+    one = suggester.suggest(buffer + b"    def ar", b"\n\nend = 1\n")
+    assert one.completion == "ea(self):"
+    many = suggester.suggest(buffer + b"    def ar", b"\n\nend = 1\n", multiline=True)
+    lines = ["ea(self):", "        if self.flat:", "            return 0", "        return self.w * self.h"]
+    assert many.completion.splitlines() == lines
 
 
 class Scripted:
     """A model and decoder that say one thing, whatever they are given; louder than it are ids that mean no text."""
 
-    layers = ()
+    layers = caches = ()
 
     def __init__(self, said: list[int], context: int = 64) -> None:
         self.said = said
         self.config = models.gpt2.Config(vocab_size=BYTES.vocab_size + 3, n_positions=context)
 
     def suggester(self) -> Suggester:
-        suggester = Suggester(self, BYTES)  # type: ignore[arg-type]
-        suggester.decoder = self  # type: ignore[assignment]
+        suggester = Suggester(self, BYTES, using="model")  # type: ignore[arg-type]
+        suggester.prefixes.of("").decoder = self
         return suggester
 
     def step(self, token=None) -> mx.array:
@@ -170,13 +300,14 @@ def test_a_short_context_keeps_half_for_what_is_before(context):
     """nanoGPT's models see 64 characters: a prompt of one of them would say nothing."""
     config = models.gpt2.Config(vocab_size=258, n_positions=context, n_embd=8, n_layer=1, n_head=1)
     model = models.build(config)
-    suggester = Suggester(model, BYTES)
+    suggester = Suggester(model, BYTES, using="model")
+    decoder = suggester.prefixes.of("").decoder
     seen = []
-    real = suggester.decoder.prefill
-    suggester.decoder.prefill = lambda ids: (seen.append(len(ids)), real(ids))[1]
+    real = decoder.prefill
+    decoder.prefill = lambda ids: (seen.append(len(ids)), real(ids))[1]
     suggester.suggest(b"x" * 1000)
-    assert seen == [max(1, context // 2)]
-    assert suggester.decoder.position <= context
+    assert seen[0] == max(1, context // 2)
+    assert decoder.position <= context
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_a_run_is_a_model_folder_and_its_own_state(trained, code):
     names = {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()}
     assert names == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.model", "tokenizer.json",
-        "tokenizer_config.json", "report.html", "training/metrics.jsonl", "training/recipe.json",
+        "tokenizer_config.json", "completion.json", "report.html", "training/metrics.jsonl", "training/recipe.json",
         "training/data.json", "training/validation.bin", "training/checkpoint-00000300/model.safetensors",
         "training/checkpoint-00000300/optimizer.safetensors", "training/checkpoint-00000300/state.json",
             "training/checkpoint-00000300/manifest.json",
@@ -190,8 +190,9 @@ def test_what_is_shown(stopped, small, cli, tmp_path):
         "step 1 ",
         "step 2 ",
         "step 2 ",
+        "calibrating its completions",
         "done at step 2 ",
     )
     assert [line.startswith(start) for line, start in zip(lines, starts, strict=True)] == [True] * len(starts), lines
-    assert "val_loss" in lines[-2]
+    assert "val_loss" in lines[-3]
     assert "val_loss" in lines[-1]
