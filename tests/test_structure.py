@@ -29,7 +29,7 @@ ROOMS: dict[str, str] = {
     "weights": "config errors files layouts models quantization tensors tokenizer",
     "convert": "config errors files layouts models quantization tensors tokenizer weights",
     "data": "config errors files tokenizer",
-    "generation": "config errors files models tensors tokenizer",
+    "generation": "config errors files kernels models tensors tokenizer",
     "interrupts": "",
     "prompt_bar": "",
     "answer": "backend config errors files generation hub interrupts layouts models prompt_bar quantization tokenizer "

@@ -204,8 +204,10 @@ def decode(
     """
 
     def following(logits: mx.array, step: int) -> Pick:
-        logprobs = choose.logprobs(logits, history)
-        picked = pick(choose.draw(logprobs, step), logprobs, request.logprobs)
+        picked: Pick | None = None if request.logprobs else choose.choose(logits, history, step)
+        if picked is None:
+            logprobs = choose.logprobs(logits, history)
+            picked = pick(choose.draw(logprobs, step), logprobs, request.logprobs)
         mx.async_eval(*picked)
         return picked
 

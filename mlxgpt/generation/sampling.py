@@ -1,4 +1,4 @@
-"""Samplers and penalties: mlx-lm's, loaded without the rest of it."""
+"""Samplers and penalties: mlx-lm's, loaded without the rest of it; on a GPU one kernel that does the same."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -7,10 +7,13 @@ from functools import cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 
 from mlxgpt.config import require
+from mlxgpt.kernels import dispatch
+from mlxgpt.kernels.sample import sample
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,30 @@ class Chooser:
         """The token, int [1], that `step` (a count from 0) draws."""
         if self.sampling.temperature == 0:
             return logprobs.argmax(axis=-1)
+        if self._in_one_kernel():
+            return sample(logprobs, self._key(step), **self._truncation())[0]
         return self._samplers.categorical_sampling(self._filtered(logprobs, step), self.sampling.temperature)
+
+    def choose(self, logits: mx.array, history: list[int], step: int) -> tuple[mx.array, mx.array] | None:
+        """The token that `draw` takes from `logprobs` and its log-probability, [1] each, in one kernel.
+
+        None where there is no GPU, or with XTC."""
+        if not self._in_one_kernel():
+            return None
+        s = self.sampling
+        recent = mx.array(history[-s.penalty_context :], mx.int32)[None] if self.needs_history else None
+        penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+        return sample(logits, self._key(step), **self._truncation(), history=recent, penalties=penalties)
+
+    def _in_one_kernel(self) -> bool:
+        return self.sampling.xtc_probability == 0 and dispatch.use_kernel("sample")
+
+    def _truncation(self) -> dict[str, Any]:
+        s = self.sampling
+        return {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "min_p": s.min_p}
+
+    def _key(self, step: int) -> mx.array:
+        return mx.array([self.seed & 0xFFFFFFFF, step & 0xFFFFFFFF], mx.uint32)
 
     def _filtered(self, logprobs: mx.array, step: int) -> mx.array:
         mx.random.seed((self.seed << 32 | step) & (1 << 64) - 1)  # mlx-lm draws from the global generator

@@ -6,10 +6,12 @@ stops growing at its window and a little more, and overwrites what no query can 
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import mlx.core as mx
 
 from mlxgpt.errors import UsageError
+from mlxgpt.kernels import dispatch, quantized_kv_attention
 from mlxgpt.kernels.attention import causal_attention, masked_attention
 
 STEP = 256  # positions a cache grows by: a compiled decode step is traced anew only when it does
@@ -57,6 +59,11 @@ class KVCache:
         for buffer, piece in zip(self.buffers, new, strict=True):
             _write(buffer, piece, self.offset)
         self.offset += T
+        if in_place(q, self.buffers, self.bits):
+            position = mx.array([self.offset - 1] * q.shape[0])
+            return quantized_kv_attention.quantized_kv_attention(
+                q, self.buffers, position, scale, self.bits or 0, window
+            )
         low = 0 if window is None else max(0, self.offset - T - window + 1)
         keys, values = unpack([_read(b, low, self.offset) for b in self.buffers], self.bits, k.dtype)
         return causal_attention(q, keys, values, scale, window)
@@ -117,12 +124,27 @@ def unpack(buffers: Sequence[mx.array], bits: int | None, dtype: mx.Dtype) -> tu
     return keys.astype(dtype), values.astype(dtype)
 
 
+def in_place(q: mx.array, buffers: Sequence[mx.array], bits: int | None) -> bool:
+    """Whether a kernel attends over the quantized buffers as they are: a few queries q [B, H, T, D], on a GPU."""
+    if bits is None or q.shape[2] > quantized_kv_attention.MOST_QUERIES:
+        return False
+    return dispatch.use_kernel("quantized_kv_attention", quantized_kv_attention.problem(q, buffers))
+
+
 def _group(head_size: int) -> int:
     """The group size for a head: 64, or 32 where that does not divide it. Raises UsageError where neither does."""
     for size in (64, 32):
         if head_size % size == 0:
             return size
     raise UsageError(f"a quantized cache needs heads of a multiple of 32 numbers; this model's have {head_size}")
+
+
+@cache
+def _slots(capacity: int) -> mx.array:
+    """0, 1, … as a constant of the compiled step, which then computes the mask once and not in every layer."""
+    slots = mx.arange(capacity)
+    mx.eval(slots)
+    return slots
 
 
 class Slot:
@@ -144,7 +166,11 @@ class Slot:
                 self.buffers[i] = mx.slice_update(self.buffers[i], piece, slot, axes=(2,))
             else:
                 self.buffers[i][mx.arange(B), :, slot] = piece[:, :, 0]
-        age = (self.offset[:, None] - mx.arange(capacity)) % capacity  # [B, capacity]: how long ago a slot was written
+        if in_place(q, self.buffers, self.bits):
+            return quantized_kv_attention.quantized_kv_attention(
+                q, self.buffers, self.offset, scale, self.bits or 0, window
+            )
+        age = (self.offset[:, None] - _slots(capacity)) % capacity  # [B, capacity]: how long ago a slot was written
         mask = age <= self.offset[:, None]
         if window is not None:
             mask = mask & (age < window)

@@ -12,8 +12,8 @@ import mlx.nn as nn
 from mlxgpt.config import key, require
 from mlxgpt.kernels.attention import causal_attention
 from mlxgpt.kernels.gelu import gelu
-from mlxgpt.models.cache import Cache, Caches
-from mlxgpt.models.layers import Embedding, Linear, normal_
+from mlxgpt.models.cache import Cache, Caches, Slot
+from mlxgpt.models.layers import Embedding, Linear, added, normal_
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    What is added last is returned beside x: the next norm adds it, so that the two can be one kernel.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -85,9 +88,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def __call__(self, x: mx.array, cache: Cache | None = None) -> mx.array:
-        x = x + self.drop(self.attn(self.ln_1(x), cache))
-        return x + self.drop(self.mlp(self.ln_2(x)))
+    def __call__(
+        self, x: mx.array, change: mx.array | None, cache: Cache | None = None
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        decoding = isinstance(cache, Slot)
+        x, normed = added(x, change, self.ln_1, decoding)
+        x, normed = added(x, self.drop(self.attn(normed, cache)), self.ln_2, decoding)
+        return x, self.drop(self.mlp(normed))
 
 
 class Model(nn.Module):
@@ -113,9 +120,10 @@ class Model(nn.Module):
         positions = start.reshape(-1, 1) + mx.arange(tokens.shape[1])  # [1 or B, T]
         dtype = self.ln_f.weight.dtype  # embeddings in mxfp4 and the like come out as bfloat16
         x = self.drop(self.wte(tokens).astype(dtype) + self.wpe(positions).astype(dtype))
+        change = None
         for i, block in enumerate(self.h):
-            x = block(x, cache[i] if cache else None)
-        return self.ln_f(x)
+            x, change = block(x, change, cache[i] if cache else None)
+        return added(x, change, self.ln_f, isinstance(cache[0] if cache else None, Slot))[1]
 
     @property
     def head(self) -> mx.array:

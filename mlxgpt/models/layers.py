@@ -4,9 +4,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxgpt.kernels import compiled
+from mlxgpt.kernels import compiled, decode_block, dispatch
 from mlxgpt.kernels.bf16_matmul import bf16_matmul
 from mlxgpt.kernels.quantized_matmul import quantized_matmul
+
+Norm = nn.RMSNorm | nn.LayerNorm
 
 
 def normal_(layer: nn.Module, std: float) -> None:
@@ -81,3 +83,24 @@ def keeps_bf16(module: nn.Module, weight: mx.array | None) -> bool:
     if weight is None or weight.dtype != mx.bfloat16 or not isinstance(module, Linear | Embedding):
         return False
     return compiled.load("bf16_matmul") is not None
+
+
+def added(x: mx.array, change: mx.array | None, norm: Norm, decoding: bool) -> tuple[mx.array, mx.array]:
+    """x + change, where there is one, and its norm; [B, T, C] all. One kernel in a decoding step on a GPU."""
+    if change is None:
+        return x, norm(x)
+    problem = "" if x.dtype == change.dtype == norm.weight.dtype else "the norm's weight is of another dtype than x"
+    if not decoding or not dispatch.use_kernel("decode_block", problem):
+        x = x + change
+        return x, norm(x)
+    centered = isinstance(norm, nn.LayerNorm)
+    return decode_block.add_norm(x, change, norm.weight, norm.get("bias"), norm.eps, centered)
+
+
+def rotated(
+    rope: nn.RoPE, q: mx.array, k: mx.array, offset: int | mx.array, decoding: bool
+) -> tuple[mx.array, mx.array]:  # fmt: skip
+    """Queries [B, H, T, D] and keys [B, Hkv, T, D] after rotary positions from `offset` on, an int or int [B]."""
+    if decoding and isinstance(offset, mx.array) and dispatch.use_kernel("decode_block"):
+        return decode_block.rotate(q, k, offset, rope.base)
+    return rope(q, offset), rope(k, offset)  # type: ignore[arg-type]

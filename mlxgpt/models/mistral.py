@@ -11,8 +11,8 @@ import mlx.nn as nn
 from mlxgpt.config import key, require
 from mlxgpt.kernels.swiglu import swiglu
 from mlxgpt.kernels.windowed_attention import windowed_attention
-from mlxgpt.models.cache import Cache, Caches
-from mlxgpt.models.layers import Embedding, Linear, normal_
+from mlxgpt.models.cache import Cache, Caches, Slot
+from mlxgpt.models.layers import Embedding, Linear, added, normal_, rotated
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         D, offset = self.head_size, cache.offset if cache else 0
         q, k, v = (p(x).reshape(B, T, -1, D).swapaxes(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         # q [B, H, T, D]; k, v [B, Hkv, T, D]
-        q, k = self.rope(q, offset), self.rope(k, offset)  # type: ignore[arg-type]
+        q, k = rotated(self.rope, q, k, offset, isinstance(cache, Slot))
         attend = cache.attend if cache else windowed_attention
         out = attend(q, k, v, D**-0.5, self.window)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, T, -1))
@@ -90,7 +90,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    What is added last is returned beside x: the next norm adds it, so that the two can be one kernel.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -99,9 +102,13 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, cache: Cache | None = None) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x), cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(
+        self, x: mx.array, change: mx.array | None, cache: Cache | None = None
+    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+        decoding = isinstance(cache, Slot)
+        x, normed = added(x, change, self.input_layernorm, decoding)
+        x, normed = added(x, self.self_attn(normed, cache), self.post_attention_layernorm, decoding)
+        return x, self.mlp(normed)
 
 
 class Backbone(nn.Module):
@@ -115,9 +122,10 @@ class Backbone(nn.Module):
 
     def __call__(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)  # mxfp4 and the like come out as bfloat16
+        change = None
         for i, block in enumerate(self.layers):
-            x = block(x, cache[i] if cache else None)
-        return self.norm(x)
+            x, change = block(x, change, cache[i] if cache else None)
+        return added(x, change, self.norm, isinstance(cache[0] if cache else None, Slot))[1]
 
 
 class Model(nn.Module):

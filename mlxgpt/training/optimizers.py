@@ -2,8 +2,10 @@
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map, tree_merge
 
 from mlxgpt.config import OptimizerConfig
+from mlxgpt.kernels import adamw_multi, dispatch
 
 EMBEDDINGS = ("wte.", "wpe.", "embed_tokens.", "lm_head.")  # rows are tokens or positions: AdamW's, as in Muon's paper
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., kellerjordan.github.io/posts/muon (2024)
@@ -69,12 +71,59 @@ class Muon(optim.Optimizer):
         return parameter * (1 - rate * self.weight_decay) - rate * scale * update
 
 
+class AdamW(optim.AdamW):
+    """MLX's AdamW, and its update of many tensors in few launches."""
+
+    def apply_scaled(self, gradients: dict, parameters: dict, factor: mx.array) -> dict:
+        """`apply_gradients` of the gradients times a factor, 0-d; the parameters' tree may be larger than theirs."""
+        for name, schedule in self._schedulers.items():
+            self.state[name] = schedule(self.step)
+        self.state["step"] = self.step + 1
+        leaves: list[tuple[mx.array, mx.array, dict]] = []
+        tree_map(lambda g, p, state: leaves.append((g, p, state)), gradients, parameters, self.state)
+        grads, params, states = zip(*leaves, strict=True) if leaves else ((), (), ())
+        updated = adamw_multi.adamw(
+            params, grads, [s["m"] for s in states], [s["v"] for s in states], factor, self.learning_rate, self.step,
+            self.betas, self.eps, self.weight_decay,
+        )  # fmt: skip
+        for state, (_, first, second) in zip(states, updated, strict=True):
+            state["m"], state["v"] = first, second
+        rest = iter(updated)
+        return tree_map(lambda _: next(rest)[0], gradients)
+
+
+def clip_and_apply(
+    optimizer: optim.Optimizer, gradients: dict, parameters: dict, clip: float
+) -> tuple[dict, mx.array]:  # fmt: skip
+    """The parameters after one step, and the gradients' global norm before they are clipped to `clip`, 0 for never.
+
+    On a GPU the norm and AdamW take many tensors a launch. The optimizer must have been initialized.
+    """
+    if not dispatch.use_kernel("adamw_multi"):
+        clipped, norm = optim.clip_grad_norm(gradients, clip)
+        return optimizer.apply_gradients(clipped if clip > 0 else gradients, parameters), norm
+    norm = adamw_multi.global_norm(list(dict(tree_flatten(gradients)).values()))
+    factor = mx.minimum(clip / (norm + 1e-6), 1.0) if clip > 0 else mx.array(1.0)
+    return _apply(optimizer, gradients, parameters, factor), norm
+
+
+def _apply(optimizer: optim.Optimizer, gradients: dict, parameters: dict, factor: mx.array) -> dict:
+    if isinstance(optimizer, optim.MultiOptimizer):
+        tree: dict = {}
+        for one, part in zip(optimizer.optimizers, optimizer._split_dictionary(gradients), strict=True):
+            tree = tree_merge(tree, _apply(one, part, parameters, factor))
+        return tree
+    if isinstance(optimizer, AdamW):
+        return optimizer.apply_scaled(gradients, parameters, factor)
+    return optimizer.apply_gradients(tree_map(lambda g: (g * factor).astype(g.dtype), gradients), parameters)
+
+
 def make(config: OptimizerConfig) -> optim.Optimizer:
     """The optimizer of a recipe; its learning rate is set at every step."""
 
-    def adamw(weight_decay: float) -> optim.AdamW:
+    def adamw(weight_decay: float) -> AdamW:
         betas = [config.beta1, config.beta2]
-        return optim.AdamW(config.lr, betas, config.eps, weight_decay=weight_decay, bias_correction=True)
+        return AdamW(config.lr, betas, config.eps, weight_decay=weight_decay, bias_correction=True)
 
     def muon(parts: int) -> Muon:
         return Muon(config.lr, config.muon_lr / config.lr, config.muon_momentum, config.weight_decay, parts)

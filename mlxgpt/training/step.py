@@ -8,6 +8,7 @@ from mlx.utils import tree_map
 
 from mlxgpt.kernels.linear_cross_entropy import linear_cross_entropy
 from mlxgpt.models import Model
+from mlxgpt.training.optimizers import clip_and_apply
 
 Batch = tuple[mx.array, mx.array]  # inputs and targets, int32 [B, T] each
 
@@ -35,9 +36,8 @@ def make_step(
         return result
 
     def update(grads: dict) -> mx.array:
-        clipped, norm = optim.clip_grad_norm(grads, clip)
-        grads = clipped if clip > 0 else grads
-        model.update(optimizer.apply_gradients(grads, model.trainable_parameters()))
+        updated, norm = clip_and_apply(optimizer, grads, model.trainable_parameters(), clip)
+        model.update(updated)
         return norm
 
     def whole(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
