@@ -1,4 +1,4 @@
-"""What four kernels save on paper: bytes moved, launches and the time they stand for, on three Macs' published figures.
+"""What six kernels save on paper: bytes moved, launches and the time they stand for, on three Macs' published figures.
 
     python benchmarks/kernels_on_paper.py
 
@@ -56,10 +56,14 @@ class Work:
     moved: float
     launches: float
     by_one_core: bool = False
+    operations: float = 0.0
 
     def on(self, mac: str) -> float:
         """Seconds."""
-        return self.moved / (CORE if self.by_one_core else MACS[mac][0]) + self.launches * LAUNCH
+        speed, arithmetic = MACS[mac]
+        return (
+            self.moved / (CORE if self.by_one_core else speed) + self.launches * LAUNCH + self.operations / arithmetic
+        )
 
 
 def decode(model: Model, positions: int) -> Work:
@@ -86,6 +90,39 @@ def adamw(model: Model) -> tuple[Work, Work]:
     n = model.tensors
     plain = Work(40 * model.parameters, 3 * n + 12)
     return plain, Work(32 * model.parameters, -(-n // 24) + -(-n // 4) + 20)
+
+
+WIDTH = 768  # of GPT-2, whose heads are 12 of 64
+
+
+def attention(layers: int, T: int, window: int) -> tuple[Work, Work, float, float]:
+    """Forward and backward with a window, bfloat16, one sequence; and the bytes that each keeps for the backward.
+
+    Plain: scores, masked, made probabilities, multiplied, and as much twice over on the way back: 24 bytes a pair in
+    all, of which the probabilities are kept; four products a pair forward, eight back, for every pair there is. The
+    kernels: the pairs that are seen, four products forward and fourteen back (scores and their gradient anew for dQ and
+    for dK, dV), keys and values read once for every 32 queries; one log-sum-exp a row is kept.
+    """
+    heads, D = WIDTH // 64, 64
+    pairs, seen = T * T, T * window - window * (window - 1) / 2
+    plain = Work(layers * heads * 24 * pairs, layers * 13, operations=layers * heads * 12 * D * pairs)
+    read = 2 * D * HALF * (T / 32) * min(T, window + 32)  # keys and values, a pass
+    rows = 4 * T * D * HALF
+    kernel = Work(layers * heads * 3 * (read + rows), layers * 3, operations=layers * heads * 18 * D * seen)
+    return plain, kernel, layers * heads * HALF * pairs, layers * heads * 4 * T
+
+
+def cross_entropy(tokens: int, vocabulary: int) -> tuple[Work, Work, float, float]:
+    """Head and loss, forward and backward, bfloat16; and the bytes that each holds at most.
+
+    Plain: logits written, read for the loss and for their gradient, that written and read by two products. The kernel:
+    the same for a chunk of 2^25 logits at a time, while dX and dW are made.
+    """
+    logits = tokens * vocabulary
+    chunks = -(-logits // (1 << 25))
+    work = 6 * logits * WIDTH
+    kernel = Work(12 * logits + chunks * 8 * vocabulary * WIDTH, 6 * chunks, operations=work)
+    return Work(12 * logits, 6, operations=work), kernel, 4 * logits, min(4 * logits, 4 << 25)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -150,6 +187,24 @@ def main() -> None:
                 shares.append(f"{before * 1e3:.1f} → {after * 1e3:.1f} ms ({change:+.1f} %)")
             rows.append([m.name, f"{tokens:,}", *row(plain, kernel, nothing)[:2], *shares])
     table(("model", "tokens", *COST), rows)
+
+    gpt2 = MODELS[1]
+    print("### windowed_attention: all of GPT-2's attention in a step on one sequence, forward and backward\n")
+    rows = []
+    for T, window in ((1024, 256), (8192, 1024), (8192, 256)):
+        plain, kernel, kept, keeps = attention(gpt2.layers, T, window)
+        compute = 6 * gpt2.parameters * T
+        cells = row(plain, kernel, Work(0, 0, operations=compute))
+        rows.append([f"{T:,}, window {window:,}", f"{kept / 1e6:,.0f} → {keeps / 1e6:,.1f}", *cells])
+    table(("tokens", "MB kept", *COST), rows)
+
+    print("### linear_cross_entropy: GPT-2's head and loss, forward and backward\n")
+    rows = []
+    for tokens in (1024, 8192):
+        plain, kernel, held, holds = cross_entropy(tokens, gpt2.vocabulary)
+        cells = row(plain, kernel, Work(0, 0, operations=6 * gpt2.parameters * tokens))
+        rows.append([f"{tokens:,}", f"{held / 1e6:,.0f} → {holds / 1e6:,.0f}", *cells])
+    table(("tokens", "MB held", *COST), rows)
 
 
 if __name__ == "__main__":
