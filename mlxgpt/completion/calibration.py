@@ -18,7 +18,7 @@ from mlxgpt.models import Model
 from mlxgpt.tokenizer import Tokenizer
 
 MOST = 400  # cursors a phase, whatever the time
-FEWEST = 24  # suggestions from which a gate is learned: so many are made even where that takes up to thrice the time
+FEWEST = 24  # suggestions from which a gate is learned: so many are made even where that takes longer
 MOST_INDEXED = 4 << 20  # tokens of training text that the n-grams know meanwhile: seconds to sort
 SEED = 7001  # of the cursors: not those of `mlxgpt eval`
 
@@ -90,9 +90,8 @@ def judge(suggester: Suggester, cursors: Sequence[Cursor], seconds: float) -> li
     """The evidence for the suggestions at the cursors, and whether each was the rest of its line."""
     cases: list[tuple[gate.Evidence, bool]] = []
     until = time.perf_counter() + seconds
-    for cursor in cursors:
-        late = time.perf_counter() - until
-        if late > 2 * seconds or (late > 0 and len(cases) >= FEWEST):
+    for tried, cursor in enumerate(cursors):
+        if time.perf_counter() > until and (len(cases) >= FEWEST or tried >= 4 * FEWEST):
             break
         answer = suggester.suggest(cursor.prefix, cursor.suffix)
         if answer.hidden and answer.evidence is not None:

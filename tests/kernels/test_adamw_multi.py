@@ -53,6 +53,7 @@ def test_a_training_step_is_the_same(kind, clip):
         assert array.dtype == wanted[name].dtype
         np.testing.assert_allclose(np.array(array), np.array(wanted[name]), rtol=1e-4, atol=1e-6, err_msg=name)
     updates = {"adamw": 3 + 1, "muon": 1}[kind]  # of 15 matrices and 5 norms, in fours; with Muon of the 5 norms
+    launched = [name for name in launched if name.startswith("adamw_multi")]
     assert launched == (["adamw_multi_norm"] + ["adamw_multi_update"] * updates) * 3
 
 
