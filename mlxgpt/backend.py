@@ -96,7 +96,8 @@ def _numpy_openblas() -> Blas:
     library = next(iter(sorted(wheel.glob("libscipy_openblas64_*.so"))), None)
     if library is None:
         raise Error("numpy was installed without its own OpenBLAS (no numpy.libs folder)")
-    identity = f"{os.uname().machine}:{library}:{library.stat().st_mtime_ns}:{SHIM_SOURCE.read_text()}"
+    texts = SHIM_SOURCE.read_text() + (_kernels() / "cpu" / "pool.h").read_text()
+    identity = f"{os.uname().machine}:{library}:{library.stat().st_mtime_ns}:{texts}"
     shim = cache_dir() / f"blas-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not is_whole(shim):
         _compile_shim(library, shim)
@@ -131,8 +132,13 @@ def _compile_shim(library: Path, shim: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
         raise Error("no C compiler to link numpy's OpenBLAS with (install gcc or clang)")
-    build_library(shim, [compiler, "-x", "c", "-O2", "-shared", "-fPIC", str(SHIM_SOURCE), "-x", "none", str(library),
+    build_library(shim, [compiler, "-x", "c", "-O2", "-shared", "-fPIC", "-pthread", f"-I{_kernels()}",
+                         str(SHIM_SOURCE), "-x", "none", str(library),
                          "-Xlinker", "-rpath", "-Xlinker", str(library.parent)])  # fmt: skip
+
+
+def _kernels() -> Path:
+    return Path(sys.modules["mlxgpt.kernels"].__file__ or "").parent  # `import mlxgpt` has loaded it
 
 
 def _run(command: list[str]) -> None:

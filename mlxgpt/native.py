@@ -62,7 +62,7 @@ def _load(source: Path) -> ModuleType | None:
         why = " ".join(str(error).split())
     else:
         return module
-    backend.say(f"slow: {name} runs as MLX has it, which on a CPU can be 20 times slower than mlxgpt's own ({why})")
+    backend.say(f"slow: {name} runs as MLX has it, which on a CPU is 2 to 20 times slower than mlxgpt's own ({why})")
     return None
 
 

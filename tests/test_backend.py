@@ -154,7 +154,8 @@ def pair(*shape):
     x = rng.standard_normal(shape).astype(np.float32)
     return mx.array(x), x.astype(np.float64)
 
-for m, k, n in [(1, 1, 1), (1, 64, 1), (1, 300, 70), (70, 300, 1), (5, 1, 9), (1, 1, 33), (33, 1, 1), (64, 65, 66)]:
+for m, k, n in [(1, 1, 1), (1, 64, 1), (1, 300, 70), (70, 300, 1), (5, 1, 9), (1, 1, 33), (33, 1, 1), (64, 65, 66),
+                (130, 90, 121), (17, 333, 500), (700, 40, 50), (1, 1200, 700), (700, 1200, 1)]:
     for ta in (False, True):
         for tb in (False, True):
             a, A = pair(*((k, m) if ta else (m, k)))
@@ -185,8 +186,71 @@ print(backend.prepare().name)
 
 
 @LINUX
-def test_mlx_products_on_it_are_right(built):
-    assert answer(PRODUCTS, environment(built)) == "OpenBLAS (numpy's)"
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_mlx_products_on_it_are_right(built, threads):
+    """On one thread, and in parts on a pool of more than there are CPUs."""
+    assert answer(PRODUCTS, environment(built, MLXGPT_THREADS=threads)) == "OpenBLAS (numpy's)"
+
+
+CALLERS = """
+import mlxgpt
+import os, threading
+import mlx.core as mx, numpy as np
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+def products(found, seed):
+    stream = mx.new_stream(mx.cpu)
+    a, b = (np.random.default_rng(seed + i).standard_normal((300, 300)).astype(np.float32) for i in range(2))
+    with mx.stream(stream):
+        for _ in range(20):
+            found.append(np.abs(np.array(mx.array(a) @ mx.array(b)) - a.astype(np.float64) @ b).max())
+
+found = []
+running = [threading.Thread(target=products, args=(found, seed)) for seed in range(3)]
+before = threads()
+mx.eval(mx.ones((300, 300)) @ mx.ones((300, 300)))
+assert threads() >= before + 3, "the pool's"
+for thread in running:
+    thread.start()
+for thread in running:
+    thread.join()
+assert len(found) == 60 and max(found) < 1e-3, max(found)
+print("right")
+"""
+
+
+@LINUX
+def test_several_callers_share_the_pool(built):
+    assert answer(CALLERS, environment(built, MLXGPT_THREADS="4")) == "right"
+
+
+FORKED = """
+import mlxgpt
+import ctypes, glob, os
+import numpy as np
+[shim] = glob.glob(os.environ["MLXGPT_CACHE"] + "/blas-*.so")
+sgemm, array = ctypes.CDLL(shim).cblas_sgemm, ctypes.POINTER(ctypes.c_float)
+
+def product():
+    a, c = np.ones((300, 300), np.float32), np.zeros((300, 300), np.float32)
+    p, q, one = a.ctypes.data_as(array), c.ctypes.data_as(array), ctypes.c_float(1)
+    sgemm(101, 111, 111, 300, 300, 300, one, p, 300, p, 300, ctypes.c_float(0), q, 300)
+    return bool((c == 300).all())
+
+assert product()
+child = os.fork()
+if child == 0:
+    os._exit(0 if product() else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(product())
+"""
+
+
+@LINUX
+def test_a_forked_child_has_no_helpers_and_needs_none(built):
+    assert answer(FORKED, environment(built, MLXGPT_THREADS="3")) == "True"
 
 
 # --------------------------------------------------------------------------------------- which BLAS, and why

@@ -57,6 +57,57 @@ inline float sum(Floats v) {
   return total;
 }
 
+// The number at p and those after it, `count` < LANES in all; the other lanes are `rest`.
+inline Floats load_first(const float* p, int count, float rest) {
+  Floats v = Floats{} + rest;
+  std::memcpy(&v, p, count * sizeof(float));
+  return v;
+}
+
+// e to the power of each; 0 where that is below the smallest normal number. 2^n times a polynomial of what is left in
+// ±ln(2)/2, with the coefficients of Cephes's expf (netlib.org/cephes); two units in the last place at most.
+inline Floats exp(Floats x) {
+  Floats shifted = x * 1.44269504f + 12582912.f;  // of 1.5 · 2^23: the nearest whole number is in the last bits
+  Floats n = shifted - 12582912.f;
+  Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+              1.6666665459e-1f) * r + 5.0000001201e-1f;
+  Floats y = (Floats)((Ints)(p * r * r + r + 1) + ((Ints)shifted << 23));
+  Floats high = x > 88.72f ? Floats{} + __builtin_inff() : y;
+  return x < -87.33f ? Floats{} : x == x ? high : x;
+}
+
+// Each of n numbers becomes f of it, `f` of vectors.
+template <class F>
+inline void map(float* x, int n, const F& f) {
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) store(x + i, f(load<Floats>(x + i)));
+  if (i == n) return;
+  Floats last = f(load_first(x + i, n - i, 0));
+  std::memcpy(x + i, &last, (n - i) * sizeof(float));
+}
+
+inline float largest(const float* x, int n) {
+  Floats top = Floats{} - __builtin_inff();
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) {
+    Floats v = load<Floats>(x + i);
+    top = v > top ? v : top;
+  }
+  Floats v = load_first(x + i, n - i, -__builtin_inff());
+  top = v > top ? v : top;
+  float most = top[0];
+  for (int lane = 1; lane < LANES; lane++) most = top[lane] > most ? top[lane] : most;
+  return most;
+}
+
+inline float sum(const float* x, int n) {
+  Floats total = {};
+  int i = 0;
+  for (; i + LANES <= n; i += LANES) total += load<Floats>(x + i);
+  return sum(total + load_first(x + i, n - i, 0));
+}
+
 // sums[lane] + a[lane].low · b[lane].low + a[lane].high · b[lane].high, halves as signed 16-bit integers
 inline Ints multiply_add(Ints sums, Ints a, Ints b) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)

@@ -2,18 +2,20 @@
 
 MLX trains any array mask unfused, with all T×S scores. Here a query's keys are one range, from `first_key` to itself,
 so blocks outside it are never read: on a GPU three kernels (arXiv 2205.14135) that keep a log-sum-exp a query, on a
-CPU blocks of queries over the keys that the window leaves them.
+CPU blocks of queries over the keys that the window leaves them, in C++ where it serves.
 """
 
+from functools import cache
+
 import mlx.core as mx
-from mlxgpt.kernels import dispatch
+from mlxgpt.kernels import compiled, dispatch
 
 BLOCKS = 4  # query blocks on a CPU; the share of scores computed is (BLOCKS + 1) / (2 BLOCKS)
 ROWS = 32  # queries, or in dK and dV keys, that a threadgroup of four simdgroups holds
 THREADS = 128
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 LARGEST_HEAD = 128
-FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "blocks of queries"}
+FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "C++"}
 
 FORWARD = dispatch.Kernel(__file__, "forward", ("q", "k", "v", "low", "scale"), ("out", "lse"), ("tiles",))
 BACKWARD_DQ = dispatch.Kernel(
@@ -114,6 +116,23 @@ def _in_blocks(
     return out.reshape(B, H, T, D)
 
 
+@cache
+def _attend_in_cpp(scale: float, window: int):
+    """q, k, v of float32, [B, T, H, D] and [B, S, Hkv, D], to the output, of q's shape, and for each query the log of
+    the sum of e^score, [B, H, T]. In memory that is how layers before and after have them."""
+
+    @mx.custom_function
+    def attend(q: mx.array, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        return compiled.load("windowed_attention").forward(q, k, v, scale, window)
+
+    @attend.vjp
+    def attend_vjp(primals, cotangents, outputs):
+        cpu = compiled.load("windowed_attention")
+        return cpu.backward(*primals, *outputs, cotangents[0], scale, window)
+
+    return attend
+
+
 def _launch(kernel: dispatch.Kernel, *arrays: mx.array) -> list[mx.array]:
     """A body over its inputs; its outputs: float32 [B, H, T], or of the type and shape of q or, for dk and dv, k."""
     q, k = arrays[:2]
@@ -196,6 +215,9 @@ def windowed_attention(
         low = mx.broadcast_to(first_key(T, S, window, documents), (B, T))
         return _attend_in_kernels(q, k, v, low, mx.array([scale], mx.float32))[0]  # type: ignore[index]
     if mx.default_device().type == mx.DeviceType.cpu:
+        if form == "auto" and documents is None and q.dtype == mx.float32 and compiled.load("windowed_attention"):
+            attend = _attend_in_cpp(scale, window or S)
+            return attend(*(x.swapaxes(1, 2) for x in (q, k, v)))[0].swapaxes(1, 2)
         return _in_blocks(q, k, v, scale, window, documents)
     mask = "causal" if plain else visible(T, S, window, documents)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=None if T == S == 1 else mask)

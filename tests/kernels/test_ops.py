@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxgpt.kernels import attention, cross_entropy, exp, gelu, swiglu
+from mlxgpt.kernels import attention, compiled, cross_entropy, exp, gelu, swiglu
 
 TARGETS = np.array([[0, 6, 3], [2, 2, 5]])
 MASK = np.tril(np.ones((3, 5), bool), k=2) & ~np.eye(3, 5, dtype=bool)
@@ -76,12 +76,15 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "cpu in plain MLX", "gpu"])
 def form(request, monkeypatch):
     """Has the ops take the form that they have for this kind of device."""
-    device = mx.Device(getattr(mx, request.param))
+    kind = request.param[:3]
+    if kind != request.param:
+        monkeypatch.setenv("MLXGPT_KERNELS", "reference")
+    device = mx.Device(getattr(mx, kind))
     monkeypatch.setattr(mx, "default_device", lambda: device)
-    return request.param
+    return kind
 
 
 @pytest.fixture(params=CASES)
@@ -124,8 +127,8 @@ def value_and_gradients(op: Callable, inputs: list[mx.array], weights: np.ndarra
     return out, gradients if len(inputs) > 1 else [gradients]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_value_and_gradient_are_those_of_the_formula(case, form, compiled):
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_value_and_gradient_are_those_of_the_formula(case, form, compile):
     inputs = draw(case)
     expected = case.exact(*inputs)
     weights = weigh(expected)
@@ -134,7 +137,7 @@ def test_value_and_gradient_are_those_of_the_formula(case, form, compiled):
     def run(*xs):
         return value_and_gradients(case.op, list(xs), weights)
 
-    out, got = (mx.compile(run) if compiled else run)(*[mx.array(x.astype(np.float32)) for x in inputs])
+    out, got = (mx.compile(run) if compile else run)(*[mx.array(x.astype(np.float32)) for x in inputs])
     np.testing.assert_allclose(np.array(out), expected, rtol=2e-6, atol=2e-6)
     for mine, true in zip(got, gradients, strict=True):
         np.testing.assert_allclose(np.array(mine), true, rtol=2e-5, atol=2e-6)
@@ -166,6 +169,22 @@ def test_elementwise_ops_take_any_shape(name, shape, form):
     for mine, its in zip([out, *gradients], [like, *alike], strict=True):
         assert mine.shape == shape
         np.testing.assert_allclose(np.array(mine), np.array(its), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(compiled.load("swiglu") is None, reason="nothing is compiled here: a GPU, macOS, no compiler")
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_activations_in_cpp_are_the_plain_ones(name, monkeypatch):
+    """Over the borders of vectors and of pieces, and for arrays that lie otherwise in memory than in order."""
+    case = CASES[name]
+    for shape in [(1,), (15,), (17, 3), (2, 16384), (3, 16411)]:
+        inputs = [4 * mx.random.normal(shape, key=mx.random.key(i)).T for i in range(len(case.shapes))]
+        weights = np.random.default_rng(0).normal(size=inputs[0].shape)
+        monkeypatch.setenv("MLXGPT_KERNELS", "auto")
+        out, gradients = value_and_gradients(case.op, inputs, weights)
+        monkeypatch.setenv("MLXGPT_KERNELS", "reference")
+        like, alike = value_and_gradients(case.op, inputs, weights)
+        for mine, its in zip([out, *gradients], [like, *alike], strict=True):
+            np.testing.assert_allclose(np.array(mine), np.array(its), rtol=2e-6, atol=2e-6)
 
 
 EXTREMES = np.array([-1e4, -200.0, -100.0, 0.0, 100.0, 200.0, 1e4])

@@ -7,10 +7,12 @@ from mlxgpt.kernels import dispatch, verify
 from mlxgpt.kernels.windowed_attention import cases, op, reference, visible, windowed_attention
 
 
-@pytest.fixture(params=["cpu", "gpu"])
+@pytest.fixture(params=["cpu", "cpu in plain MLX", "gpu"])
 def plain(request, monkeypatch):
     """Has the op compute what it does without a kernel, on a CPU or on a GPU, even where the kernel is asked for."""
-    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, request.param)))
+    if request.param == "cpu in plain MLX":
+        monkeypatch.setenv("MLXGPT_KERNELS", "reference")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(getattr(mx, request.param[:3])))
     monkeypatch.setattr(dispatch, "use_kernel", lambda *_, **__: False)
 
 
