@@ -52,7 +52,7 @@ def test_every_shipped_recipe_is_a_run(name):
     assert any(f"--config {name}" in line for line in config.read_recipe_text(name).splitlines()), command
 
 
-def test_the_recipes_of_the_issue_ship():
+def test_the_recipes_ship():
     assert set(recipe_names()) >= {
         "tiny", "shakespeare_char_cpu", "shakespeare_char_gpu", "gpt2_decoder", "zig_mistral", "gpt2_124m",
     }  # fmt: skip
