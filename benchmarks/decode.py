@@ -81,7 +81,8 @@ def llama_cpp(folder: Path, prompt: list[int], count: int) -> list[float]:
 
     import llama_cpp as c
 
-    c.llama_log_set(c.llama_log_callback(lambda level, text, data: None), None)
+    silent = c.llama_log_callback(lambda level, text, data: None)  # must outlive the calls that log
+    c.llama_log_set(silent, None)
     c.llama_backend_init()
     start = time.perf_counter()
     model = c.llama_model_load_from_file(str(folder / "model.gguf").encode(), c.llama_model_default_params())
@@ -92,8 +93,8 @@ def llama_cpp(folder: Path, prompt: list[int], count: int) -> list[float]:
     times, tokens = [time.perf_counter() - start], prompt
     vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(model))
     for _ in range(count):
-        batch = c.llama_batch_get_one((c.llama_token * len(tokens))(*tokens), len(tokens))
-        if c.llama_decode(context, batch):
+        ids = (c.llama_token * len(tokens))(*tokens)  # the batch points into it
+        if c.llama_decode(context, c.llama_batch_get_one(ids, len(tokens))):
             raise RuntimeError("llama_decode failed")
         logits = np.ctypeslib.as_array(c.llama_get_logits_ith(context, ctypes.c_int32(-1)), (vocabulary,))
         tokens = [int(logits.argmax())]
@@ -174,7 +175,7 @@ def write_gguf(stored: Path, target: Path, config: dict[str, Any], kind: str) ->
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("no_vocab")
     for file in sorted(stored.glob("*.safetensors")):
         tensors: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
         for name in list(tensors):
