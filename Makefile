@@ -25,7 +25,7 @@ test: .venv/.$(EXTRAS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Speed as ratios to other tools, against benchmarks/baseline.json; for people, on a quiet machine.
 bench: .venv/.test,oracle

@@ -123,22 +123,9 @@ def one(tool: str, folder: Path, prompt: int, count: int) -> None:
 
 
 def bandwidth() -> float:
-    """GB/s at which this machine's MLX reads a matrix of 1 GB once (a product with one vector), best of three."""
-    code = """
-import time
-from mlxgpt import backend
-backend.start()
-import mlx.core as mx
-w, x = mx.ones((16384, 16384)), mx.ones((1, 16384))
-mx.eval(w, x)
-best = 1e9
-for _ in range(4):
-    start = time.perf_counter()
-    mx.eval(x @ w.T)
-    best = min(best, time.perf_counter() - start)
-print(w.nbytes / best / 1e9)
-"""
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+    """GB/s at which this machine's MLX, as mlxgpt sets it up, reads a matrix of 1 GB once."""
+    code = "from mlxgpt import backend; backend.start(); from mlxgpt import measure; print(measure.bandwidth(1 << 30))"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) / 1e9
 
 
 def prepare(place: Path, shape: str, kind: str, tools: list[str]) -> Path:

@@ -104,10 +104,7 @@ def closing_ids(folder: Path) -> frozenset[int]:
     """The ids of tokens that end an answer, by generation_config.json and config.json; there may be several."""
     ids: list[Any] = []
     for path in (folder / "generation_config.json", folder / "config.json"):
-        table = files.read_json(path) if path.is_file() else {}
-        if not isinstance(table, dict):
-            raise Error(f"{path}: it must be a table")
-        given = table.get("eos_token_id")
+        given = files.read_table(path).get("eos_token_id")
         ids += given if isinstance(given, list) else [given]
     return frozenset(i for i in ids if isinstance(i, int))
 

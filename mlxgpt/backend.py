@@ -361,22 +361,6 @@ def compute_dtype(name: str = "auto"):
     return {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}[name]
 
 
-def measure_matmul(n: int = 1024, repeats: int = 5) -> float:
-    """GFLOP/s of an n×n×n float32 matrix product on the default device, the median of `repeats`."""
-    import time
-
-    import mlx.core as mx
-
-    a, b = mx.random.normal((n, n)), mx.random.normal((n, n))
-    mx.eval(a @ b)
-    times = []
-    for _ in range(repeats):
-        start_time = time.perf_counter()
-        mx.eval(a @ b)
-        times.append(time.perf_counter() - start_time)
-    return 2 * n**3 / sorted(times)[repeats // 2] / 1e9
-
-
 def examine() -> dict[str, str | float | int | bool]:
     """What `mlxgpt doctor` reports; GFLOP/s are measured now."""
     import platform
@@ -386,6 +370,8 @@ def examine() -> dict[str, str | float | int | bool]:
     start(warn=False)
     import mlx.core as mx
 
+    from mlxgpt import measure
+
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     info = mx.device_info() if device() != "cpu" else {}
     return {
@@ -393,7 +379,8 @@ def examine() -> dict[str, str | float | int | bool]:
         "mlx-lm": version("mlx-lm"), "machine": machine, "memory_bytes": total_memory(),
         "device": f"{device()} {info.get('device_name', '')}".strip(),
         "blas": blas.name, "blas_path": blas.path, "blas_reason": blas.reason, "blas_is_fast": blas.fast,
-        "matmul_gflops": round(measure_matmul(), 1), "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
+        "matmul_gflops": round(measure.matmul() / 1e9, 1),
+        "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
         "cpu_kernels": native_jit() if sys.platform == "linux" else "as MLX builds them",
         "cache": str(cache_dir()), "cache_limit_bytes": _cache_limit() if device() == "cpu" else 0,
         "peak_memory_bytes": mx.get_peak_memory(),

@@ -5,14 +5,13 @@ The yardsticks are measured in the same run: the fastest matrix product, and the
 
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from mlxgpt import answer, backend, config, models
+from mlxgpt import answer, backend, config, measure, models
 from mlxgpt.completion.cursors import pick_cursors
 from mlxgpt.completion.opening import open_suggester
 from mlxgpt.config import DataConfig, Recipe
@@ -25,30 +24,6 @@ from mlxgpt.training import optimizers
 from mlxgpt.training.step import make_step
 
 VOCABULARY = 2048  # tokens, where a recipe leaves it to a tokenizer that is not trained here
-
-
-def seconds_of(work: Callable[[], object], repeats: int) -> float:
-    """The median time of `work`, which ends by evaluating what it computes; the first call is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def peak(dtype: mx.Dtype, n: int = 2048) -> float:
-    """FLOP/s of an n×n×n matrix product in `dtype`."""
-    a, b = (mx.random.normal((n, n)).astype(dtype) for _ in range(2))
-    return 2 * n**3 / seconds_of(lambda: mx.eval(a @ b), 5)
-
-
-def bandwidth(size: int = 1 << 29) -> float:
-    """Bytes/s at which a float32 matrix of `size` bytes is read once: its product with one vector."""
-    n = int((size / 4) ** 0.5)
-    matrix, vector = mx.ones((n, n)), mx.ones((1, n))
-    mx.eval(matrix, vector)
-    return matrix.nbytes / seconds_of(lambda: mx.eval(vector @ matrix.T), 5)
 
 
 def flops_a_token(model: Model, length: int) -> float:
@@ -89,9 +64,9 @@ def train(name: str, steps: int) -> dict[str, Any]:
         mx.eval(step([(x, y)] * settings.accumulation), model.state)
 
     model.train()
-    seconds = seconds_of(one, steps)
+    seconds = measure.seconds_of(one, steps)
     tokens = x.size * settings.accumulation
-    work, top = flops_a_token(model, settings.sequence_length) * tokens / seconds, peak(dtype)
+    work, top = flops_a_token(model, settings.sequence_length) * tokens / seconds, measure.matmul(2048, dtype)
     return {
         "what": "train", "recipe": name, "device": backend.device(), "parameters": _count(model),
         "step_ms": 1000 * seconds, "tokens_per_second": tokens / seconds, "gflops": work / 1e9,
@@ -129,7 +104,7 @@ def decode(name: str | None, recipe: str, prompt: int, tokens: int) -> dict[str,
     prefill, step = statistics.median(prefills[1:]), statistics.median(steps[1:])
     cache = sum(b.nbytes for c in decoder.caches for b in c.buffers)
     read = sum(p.nbytes for p in named_parameters(model).values()) + cache
-    top = bandwidth()
+    top = measure.bandwidth()
     return {
         "what": "decode", "model": name or recipe, "device": backend.device(), "parameters": _count(model),
         "prefill_tokens_per_second": prompt / prefill, "time_to_first_token": prefill,

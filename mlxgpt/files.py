@@ -116,6 +116,14 @@ def discard(path: Path) -> None:
             away.unlink()
 
 
+def read_table(path: Path) -> dict[str, Any]:
+    """The JSON object at `path`, an empty one where there is no file. Raises Error."""
+    table = read_json(path) if path.is_file() else {}
+    if not isinstance(table, dict):
+        raise Error(f"{path}: it must be a table")
+    return table
+
+
 def reason(error: Exception, place: Path) -> str:
     """Why a write failed, in words: a full disk is named as such, also where mlx only says that it failed."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()

@@ -3,9 +3,7 @@
 import importlib
 import importlib.util
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -17,6 +15,7 @@ import numpy as np
 
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.kernels import dispatch, verify
+from mlxgpt.measure import seconds_of
 
 MODEL = Path(__file__).resolve().parents[1] / "tests" / "msl"  # in a checkout; the wheel has no tests
 REPEATS, WARM_UP = 20, 3
@@ -98,7 +97,7 @@ def benchmarked() -> list[Row]:
 def measure_bandwidth(size: int = STREAMED) -> float:
     """Bytes a second that a pass over an array of `size` bytes reads and writes, on the default device."""
     x = mx.zeros((size // 4,), mx.float32)
-    return 2 * size / _seconds(lambda: x + 1)
+    return 2 * size / seconds_of(lambda: mx.eval(x + 1), REPEATS, WARM_UP)
 
 
 def measure(benchmark: verify.Benchmark, bandwidth: float) -> Row:
@@ -112,7 +111,7 @@ def measure(benchmark: verify.Benchmark, bandwidth: float) -> Row:
     row: Row = {"op": benchmark.op, "case": benchmark.name, "dtype": verify.dtype_name(benchmark.dtype)}
     for name, step in (("kernel", kernel), ("plain", plain)):
         mx.reset_peak_memory()
-        row[f"{name}_ms"] = 1e3 * _seconds(step)
+        row[f"{name}_ms"] = 1e3 * seconds_of(step, REPEATS, WARM_UP)
         row[f"{name}_peak_bytes"] = mx.get_peak_memory()
     seconds = row["kernel_ms"] / 1e3
     return row | {"speedup": row["plain_ms"] / row["kernel_ms"], "bytes_moved": moved,
@@ -121,7 +120,7 @@ def measure(benchmark: verify.Benchmark, bandwidth: float) -> Row:
 
 def _step(function: Callable[..., Any], arrays: list[mx.array], gradients: tuple[int, ...]) -> Callable[[], Any]:
     if not gradients:
-        return lambda: function(*arrays)
+        return lambda: mx.eval(function(*arrays))
 
     def total(*inputs: mx.array) -> mx.array:
         out = function(*inputs)
@@ -129,17 +128,7 @@ def _step(function: Callable[..., Any], arrays: list[mx.array], gradients: tuple
         return sum((x.astype(mx.float32).sum() for x in every), mx.array(0.0))
 
     with_gradients = mx.value_and_grad(total, argnums=gradients)
-    return lambda: with_gradients(*arrays)
-
-
-def _seconds(step: Callable[[], Any]) -> float:
-    """The median time of a step, evaluated."""
-    times = []
-    for _ in range(WARM_UP + REPEATS):
-        begin = time.perf_counter()
-        mx.eval(step())
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[WARM_UP:])
+    return lambda: mx.eval(with_gradients(*arrays))
 
 
 def table(rows: list[Row]) -> str:

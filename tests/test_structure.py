@@ -14,14 +14,15 @@ SOURCES = sorted(p for folder in ("mlxgpt", "kernels", "configs") for p in (ROOT
 ROOMS: dict[str, str] = {
     "errors": "",
     "files": "errors",
-    "backend": "errors files",
+    "measure": "",
+    "backend": "errors files measure",
     "native": "backend errors",
     "config": "errors",
     "configs": "",
     "tokenizer": "config errors",
     "kernels": "",
     "models": "config errors kernels",
-    "kernels_report": "errors kernels",
+    "kernels_report": "errors kernels measure",
     "hub": "errors files",
     "tensors": "errors files",
     "quantization": "config errors files models",
@@ -38,7 +39,7 @@ ROOMS: dict[str, str] = {
     "evaluation": "data kernels models",
     "completion": "backend config data errors evaluation files generation hub layouts models tokenizer weights",
     "training": "backend completion config data errors evaluation files generation kernels models weights",
-    "bench": "answer backend completion config data errors generation models training",
+    "bench": "answer backend completion config data errors generation measure models training",
     "cli": "answer backend bench chat completion config convert errors generation hub kernels_report layouts "
     "quantization training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler

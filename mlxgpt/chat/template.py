@@ -169,8 +169,8 @@ def _environment() -> Any:
 def load(folder: Path) -> ChatTemplate:
     """The chat template of a model folder: chat_template.jinja, chat_template.json, the one in tokenizer_config.json,
     or Mistral's own for its releases. Raises Error where there is none or it cannot be read."""
-    config = _table(folder / "tokenizer_config.json")
-    variables = _tokens(_table(folder / "special_tokens_map.json") | config)
+    config = files.read_table(folder / "tokenizer_config.json")
+    variables = _tokens(files.read_table(folder / "special_tokens_map.json") | config)
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         try:
@@ -178,7 +178,7 @@ def load(folder: Path) -> ChatTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise Error(f"{jinja} cannot be read: {error}") from None
     for path, table in (
-        (folder / "chat_template.json", _table(folder / "chat_template.json")),
+        (folder / "chat_template.json", files.read_table(folder / "chat_template.json")),
         (folder / "tokenizer_config.json", config),
     ):
         if table.get("chat_template"):
@@ -210,13 +210,3 @@ def _tokens(config: dict[str, Any]) -> dict[str, str]:
     """The names of control tokens that a tokenizer_config.json gives to templates, such as `bos_token`."""
     found = {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
     return {k: v for k, v in found.items() if isinstance(v, str)}
-
-
-def _table(path: Path) -> dict[str, Any]:
-    """The JSON object at `path`, empty where there is no file. Raises Error."""
-    if not path.is_file():
-        return {}
-    table = files.read_json(path)
-    if not isinstance(table, dict):
-        raise Error(f"{path}: it must be a table")
-    return table

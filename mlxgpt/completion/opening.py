@@ -5,16 +5,14 @@ from pathlib import Path
 from mlxgpt import backend, hub, layouts, weights
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.settings import Settings
-from mlxgpt.completion.suggest import Suggester, Using
-from mlxgpt.errors import UsageError
+from mlxgpt.completion.suggest import Suggester, Using, chosen
 from mlxgpt.tokenizer import Tokenizer
 
 
 def open_suggester(model: str | None, root: Path | None = None, using: Using | None = None) -> Suggester:
     """The suggester of a model (a folder, an alias, a Hub id) with the settings that lie beside it, and of the project
     in `root`. Raises Error, UsageError."""
-    if model is None and using not in (None, "ngrams"):
-        raise UsageError(f"--using {using} needs a model: give --model, or --using ngrams")
+    using = chosen(using, model is not None)
     if model is None or using == "ngrams":
         return Suggester(index=_index(root, None))
     folder = hub.resolve(model, check=layouts.describe)

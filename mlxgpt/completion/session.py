@@ -13,7 +13,7 @@ from mlxgpt.completion import evaluation, project
 from mlxgpt.completion.cursors import At, Cursor, pick_cursors
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.settings import Settings
-from mlxgpt.completion.suggest import Suggester, Using
+from mlxgpt.completion.suggest import Suggester, Using, chosen
 from mlxgpt.config import DataConfig
 from mlxgpt.data import corpus
 from mlxgpt.data.shards import read_tokens
@@ -96,10 +96,8 @@ def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Re
     The n-grams are those of the run's training files, or of `options.root`, never of what is evaluated on. Raises
     Error, UsageError.
     """
-    using: Using = options.using or ("ngrams" if folder is None else "both")
+    using = chosen(options.using, folder is not None)
     if folder is None:
-        if using != "ngrams":
-            raise UsageError(f"--using {using} needs a model: give --model, or --using ngrams")
         if not paths or options.root is None:
             raise UsageError("without --model, name files to evaluate on and --root, the project that is known")
         held_out, loss = _documents(paths, None), None

@@ -61,6 +61,13 @@ class Last:
     suggestion: Suggestion
 
 
+def chosen(using: Using | None, has_model: bool) -> Using:
+    """What suggests: `using`, or by default all there is. Raises UsageError where it needs a model and has none."""
+    if not has_model and using not in (None, "ngrams"):
+        raise UsageError(f"--using {using} needs a model: give --model, or --using ngrams")
+    return using or ("both" if has_model else "ngrams")
+
+
 class Suggester:
     """Completes lines with a model, with n-grams of the open file and of an indexed project, or with both.
 
@@ -72,9 +79,7 @@ class Suggester:
         self, model: Model | None = None, tokenizer: Tokenizer | None = None, index: Index | None = None,
         using: Using | None = None, settings: Settings | None = None, memory: int = MEMORY,
     ) -> None:  # fmt: skip
-        self.using: Using = using or ("ngrams" if model is None else "both")
-        if model is None and self.using != "ngrams":
-            raise UsageError(f"--using {self.using} needs a model: give --model, or --using ngrams")
+        self.using = chosen(using, model is not None)
         self.model = None if self.using == "ngrams" else model
         self.tokenizer = tokenizer or (index.tokenizer if index else Lexer())
         self.index = index

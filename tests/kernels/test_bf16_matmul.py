@@ -17,6 +17,7 @@ from mlxgpt.models.layers import Embedding, Linear
 # (M, N, K): one of each, odd rows, less and more than a vector, than a tile's rows and depth, than a chunk's rows.
 SHAPES = [(1, 1, 2), (1, 1, 1), (1, 7, 30), (2, 33, 32), (3, 16, 34), (5, 40, 130), (8, 9, 64), (9, 31, 66), (9, 5, 33),
           (17, 70, 300), (300, 65, 258), (40, 33, 1000)]  # fmt: skip
+OP = "bf16_matmul"  # for `form`
 
 
 def draw(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -32,16 +33,6 @@ def error(y: mx.array, x: mx.array, w: mx.array) -> float:
     got, a, b = exact(y, x, w)
     assert got.shape == (a @ b.T).shape
     return float((np.abs(got - a @ b.T) / (np.abs(a) @ np.abs(b).T).max()).max())
-
-
-@pytest.fixture(params=["compiled", "reference"])
-def form(request, monkeypatch) -> str:
-    if request.param == "reference":
-        monkeypatch.setenv("MLXGPT_KERNELS", "reference")
-        assert compiled.load("bf16_matmul") is None
-    elif compiled.load("bf16_matmul") is None:
-        pytest.skip("nothing is compiled on this machine: a GPU, macOS, or no compiler")
-    return request.param
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(mx.float32, 4e-6), (mx.bfloat16, 4e-3)], ids=str)

@@ -16,6 +16,7 @@ from mlxgpt import backend, native
 # (M, N, groups in a row): one of each; less and more than a vector; the last rows, read past, of few groups and many.
 SHAPES = [(1, 1, 1), (1, 7, 1), (1, 40, 16), (2, 33, 2), (3, 16, 3), (4, 9, 17), (5, 40, 5), (8, 70, 4), (9, 31, 9),
           (17, 64, 4), (70, 100, 17), (300, 65, 2)]  # fmt: skip
+OP = "quantized_matmul"  # for `form`
 
 
 def draw(*shape: int, seed: int = 0, dtype: mx.Dtype = mx.float32) -> mx.array:
@@ -35,16 +36,6 @@ def error(y: mx.array, x: mx.array, packed: list[mx.array], group_size: int, bit
     y64 = np.array(y.astype(mx.float32), np.float64)
     assert y64.shape == (a @ b.T).shape
     return float((np.abs(y64 - a @ b.T) / (np.abs(a) @ np.abs(b).T).max()).max())
-
-
-@pytest.fixture(params=["compiled", "reference"])
-def form(request, monkeypatch) -> str:
-    if request.param == "reference":
-        monkeypatch.setenv("MLXGPT_KERNELS", "reference")
-        assert compiled.load("quantized_matmul") is None
-    elif compiled.load("quantized_matmul") is None:
-        pytest.skip("nothing is compiled on this machine: a GPU, macOS, or no compiler")
-    return request.param
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)

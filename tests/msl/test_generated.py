@@ -1,4 +1,4 @@
-"""What MLX makes around each kernel's body: its signature, as it is on a Mac, against goldens read before they were kept.
+"""What MLX makes around each kernel's body, its signature on a Mac, against goldens read before they were kept.
 
 `python tests/msl/test_generated.py` writes them anew, from the tests' folders on PYTHONPATH.
 """

@@ -35,6 +35,15 @@ CONFIGS: dict[str, models.Config] = {
 }
 
 
+def written(config: models.Config, spread: float, folder: Path) -> models.Model:
+    """A model of random weights, normal with that spread about what they begin as, and its folder."""
+    mx.random.seed(3)
+    model = models.build(config).apply(lambda p: p + spread * mx.random.normal(p.shape)).eval()
+    weights.save_tokenizer_and_config(folder, model.config, TOKENIZER)
+    weights.save_weights(folder / "model.safetensors", weights.to_disk(model))
+    return model
+
+
 def theirs(folder: Path, tokens: mx.array) -> np.ndarray:
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     assert model.dtype == torch.float32
@@ -44,10 +53,7 @@ def theirs(folder: Path, tokens: mx.array) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_gives_the_same_logits(name, tmp_path):
-    mx.random.seed(3)
-    model = models.build(CONFIGS[name]).apply(lambda p: p + 0.3 * mx.random.normal(p.shape)).eval()
-    weights.save_tokenizer_and_config(tmp_path, model.config, TOKENIZER)
-    weights.save_weights(tmp_path / "model.safetensors", weights.to_disk(model))
+    model = written(CONFIGS[name], 0.3, tmp_path)
     tokens = mx.random.randint(0, 300, (2, 20), key=mx.random.key(0))
     ours = np.array(model(tokens))
     assert ours.std() > 1
@@ -57,10 +63,7 @@ def test_transformers_gives_the_same_logits(name, tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_bfloat16_is_as_close_to_float32_as_transformers_is(name, tmp_path):
     """Weights of a trained model's size (the goldens' are far larger): relative to the norm of the logits."""
-    mx.random.seed(3)
-    model = models.build(CONFIGS[name]).apply(lambda p: p + 0.05 * mx.random.normal(p.shape)).eval()
-    weights.save_tokenizer_and_config(tmp_path, model.config, TOKENIZER)
-    weights.save_weights(tmp_path / "model.safetensors", weights.to_disk(model))
+    written(CONFIGS[name], 0.05, tmp_path)
     tokens = mx.random.randint(0, 300, (2, 20), key=mx.random.key(0))
     exact = theirs(tmp_path, tokens)
     half = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
