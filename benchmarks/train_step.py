@@ -31,7 +31,7 @@ def batches() -> tuple[np.ndarray, np.ndarray]:
     return block[:, :-1], block[:, 1:]
 
 
-def mlxgpt(steps: int) -> list[float]:
+def mlxgpt(steps: int, dtype: str) -> list[float]:
     """Seconds of each step of ours."""
     from mlxgpt import backend
 
@@ -52,7 +52,7 @@ def mlxgpt(steps: int) -> list[float]:
     model.init_weights()
     model.train()
     config = OptimizerConfig()
-    step = make_step(model, optimizers.make(config), config.clip, mx.float32)
+    step = make_step(model, optimizers.make(config), config.clip, getattr(mx, dtype))
     x, y = (mx.array(a.astype(np.int32)) for a in batches())
     times = []
     for _ in range(steps):
@@ -123,7 +123,8 @@ def pytorch(steps: int, compiled: bool, autocast: bool) -> list[float]:
 
 
 TOOLS = {
-    "mlxgpt": mlxgpt,
+    "mlxgpt": lambda steps: mlxgpt(steps, "float32"),
+    "mlxgpt bf16": lambda steps: mlxgpt(steps, "bfloat16"),
     "torch eager": lambda steps: pytorch(steps, compiled=False, autocast=False),
     "torch compiled": lambda steps: pytorch(steps, compiled=True, autocast=False),
     "torch bf16": lambda steps: pytorch(steps, compiled=True, autocast=True),

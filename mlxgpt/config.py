@@ -101,7 +101,8 @@ class TrainConfig:
     evaluations: int = key(8, "evaluations on the validation split, evenly spread; the last is at the end", 1)
     sample_tokens: int = key(96, "tokens of the sample printed at each evaluation", 0)
     dtype: Literal["auto", "float32", "bfloat16"] = key(
-        "auto", "compute type; the weights stay float32. auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto",
+        "compute type; the weights stay float32. auto: bfloat16 on a GPU and a CPU with AVX512-BF16, else float32",
     )
     checkpoint_minutes: float = key(10.0, "write a checkpoint this often, besides at evaluations; 0: only there", 0)
     keep_checkpoints: int = key(1, "newest checkpoints that stay on disk; the best model always does", 1)

@@ -17,11 +17,14 @@ def seconds_of(work: Callable[[], object], repeats: int = 5, warm_up: int = 1) -
     return statistics.median(times[warm_up:])
 
 
-def matmul(n: int = 1024, dtype: mx.Dtype = mx.float32, repeats: int = 5) -> float:
-    """FLOP/s of an n×n×n matrix product in `dtype` on the default device."""
+def matmul(
+    n: int = 1024, dtype: mx.Dtype = mx.float32, repeats: int = 5,
+    product: Callable[[mx.array, mx.array], mx.array] = mx.matmul,
+) -> float:  # fmt: skip
+    """FLOP/s of an n×n×n matrix product of arrays in `dtype` on the default device."""
     a, b = (mx.random.normal((n, n)).astype(dtype) for _ in range(2))
     mx.eval(a, b)
-    return 2 * n**3 / seconds_of(lambda: mx.eval(a @ b), repeats)
+    return 2 * n**3 / seconds_of(lambda: mx.eval(product(a, b)), repeats)
 
 
 def bandwidth(size: int = 1 << 29) -> float:

@@ -28,7 +28,7 @@ CPUS: dict[str, tuple[str, set[str]]] = {
 }
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing", "-fPIC", "-shared", "-w",
          "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-Wl,-s",
-         "-DNDEBUG", "-DNB_COMPACT_ASSERTIONS", "-DNB_DOMAIN=mlx")  # fmt: skip
+         "-DNDEBUG", "-DNB_COMPACT_ASSERTIONS", "-DNB_SHARED", "-DNB_DOMAIN=mlx")  # fmt: skip
 _building = threading.Lock()
 
 
@@ -84,12 +84,26 @@ def _built(source: Path) -> Path:
     kernels = source.parents[1]
     includes = [kernels, mlx / "include", python, nanobind / "include", nanobind / "ext/robin_map/include"]
     command = [compiler, *FLAGS, f"-march={march}", *(f"-I{folder}" for folder in includes)]
-    command += [str(source), str(nanobind / "src/nb_combined.cpp"), f"-L{mlx / 'lib'}", "-lmlx"]
-    command += ["-Xlinker", "-rpath", "-Xlinker", str(mlx / "lib")]
-    stamped = [Path(compiler), mlx / "lib/libmlx.so", nanobind / "src/nb_combined.cpp"]
-    library = backend.cache_dir() / f"{source.parent.name}-{_identity(source, command, stamped)}.so"
+    binding = nanobind / "src/nb_combined.cpp"  # half of the time that an operation takes to compile: once for all
+    shared = _made(binding, "nanobind", [*command, "-DNB_BUILD", str(binding)], [Path(compiler)])
+    command += [
+        str(source),
+        str(shared),
+        f"-L{mlx / 'lib'}",
+        "-lmlx",
+        "-Xlinker",
+        "-rpath",
+        "-Xlinker",
+        str(mlx / "lib"),
+    ]
+    return _made(source, source.parent.name, command, [Path(compiler), mlx / "lib/libmlx.so", binding])
+
+
+def _made(source: Path, name: str, command: list[str], stamped: list[Path]) -> Path:
+    """The library in the cache that the command makes of `source`, made now if need be. Raises OSError, Error."""
+    library = backend.cache_dir() / f"{name}-{_identity(source, command, stamped)}.so"
     if not backend.is_whole(library):
-        print(f"mlxgpt: compiling {source.parent.name} for this CPU, once", file=sys.stderr)
+        print(f"mlxgpt: compiling {name} for this CPU, once", file=sys.stderr)
         backend.build_library(library, command)
     return library
 
@@ -107,7 +121,8 @@ def _package(name: str, file: str) -> Path:
 def _identity(source: Path, command: list[str], files: list[Path]) -> str:
     """A hash of all that the library depends on: its sources, the command, Python, the CPU, and `files`, by their
     size and age."""
-    texts = [p.read_text(encoding="utf-8") for p in (source, *sorted((source.parents[1] / "cpu").glob("*.h")))]
+    headers = sorted((source.parents[1] / "cpu").glob("*.h"))
+    texts = [p.read_text(encoding="utf-8") for p in (source, *headers)]
     stamps = [(s.st_size, s.st_mtime_ns) for s in (Path(p).resolve().stat() for p in files)]
     parts = (command, texts, stamps, sys.version, platform.machine(), sorted(backend.cpu_flags()))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -42,13 +42,20 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch, cache):
-    """Put a g++ in place that runs a line of shell; in it $last is what to make and $real a library that works."""
+    """Put a g++ in place that makes nanobind, and for an operation runs a line of shell; in it $last is what to make
+    and $real a library that works."""
     real = Path(str(compiled.load("quantized_matmul").__file__))  # type: ignore[union-attr]
+    nanobind = next(real.parent.glob("nanobind-*.so"))
 
     def put(line: str) -> Path:
         program = tmp_path / "bin" / "g++"
         program.parent.mkdir(exist_ok=True)
-        head = f'#!/bin/sh\nfor last; do :; done\nreal={shlex.quote(str(real))}\necho run >> "$0.runs"\n'
+        head = f"""#!/bin/sh
+for last; do :; done
+case "$*" in *nb_combined.cpp*) cp {shlex.quote(str(nanobind))} "$last"; exit ;; esac
+real={shlex.quote(str(real))}
+echo run >> "$0.runs"
+"""
         program.write_text(head + line + "\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
@@ -80,7 +87,8 @@ def works(module) -> bool:
 def test_it_is_compiled_once_and_then_found(compiler, cache, capsys):
     program = compiler('cp "$real" "$last"')
     assert works(load())
-    assert capsys.readouterr().err == "mlxgpt: compiling quantized_matmul for this CPU, once\n"
+    said = [f"mlxgpt: compiling {name} for this CPU, once\n" for name in ("nanobind", "quantized_matmul")]
+    assert capsys.readouterr().err == "".join(said)
     assert works(load())
     assert capsys.readouterr().err == ""
     assert Path(f"{program}.runs").read_text() == "run\n"
@@ -162,7 +170,7 @@ def test_a_cpu_that_is_none(cache, monkeypatch, capsys):
 
 def test_two_processes_at_once(compiler, cache):
     """Both compile, into files of their own, and both load what is then in the cache."""
-    program = compiler("""case "$*" in *cpu.cpp*) ;; *) exit 1 ;; esac
+    program = compiler("""case "$*" in *.cpp*) ;; *) exit 1 ;; esac
 echo run >> "$0.both"
 while [ "$(wc -l < "$0.both")" -lt 2 ]; do sleep 0.02; done
 cp "$real" "$last"

@@ -39,7 +39,7 @@ ROOMS: dict[str, str] = {
     "evaluation": "data kernels models",
     "completion": "backend config data errors evaluation files generation hub layouts models tokenizer weights",
     "training": "backend completion config data errors evaluation files generation kernels models weights",
-    "bench": "answer backend completion config data errors generation measure models training",
+    "bench": "answer backend completion config data errors generation kernels measure models training",
     "cli": "answer backend bench chat completion config convert errors generation hub kernels_report layouts "
     "quantization training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler

@@ -7,12 +7,13 @@ at most 31 buffers, and an output is never an input's memory, so a tensor's upda
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import mlx.core as mx
-from mlxgpt.kernels import dispatch
+from mlxgpt.kernels import compiled, dispatch
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "reference"}
+FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "C++"}
 THREADS = 256
 CHUNK = 16 * THREADS  # elements of one tensor that a threadgroup takes
 SUMMED, UPDATED = 24, 4  # tensors a launch
@@ -43,6 +44,8 @@ def global_norm(gradients: Sequence[mx.array], form: str = "auto") -> mx.array:
         _check_dtype("global_norm", f"gradients[{i}]", g)
     kernel = dispatch.use_kernel("adamw_multi", _too_large("gradients", gradients), form)
     gradients = [g for g in gradients if g.size]
+    if cpu := _in_cpp(gradients, form):
+        return cpu.norm(gradients)
     if not kernel or not gradients:
         return reference_norm(gradients)
     sums = []
@@ -122,6 +125,11 @@ def adamw(
         if value.ndim:
             raise ValueError(f"adamw: {name} must be 0-d, not {list(value.shape)}")
     problem = _too_large("parameters", parameters)
+    if cpu := _in_cpp([*parameters, *gradients], form):
+        settings = _in_one_array(_settings(factor, rate, step, betas, eps, decay))
+        new = cpu.adamw([*parameters, *firsts, *seconds], list(gradients), settings)
+        n = len(parameters)
+        return list(zip(new[:n], new[n : 2 * n], new[2 * n :], strict=True))
     if not dispatch.use_kernel("adamw_multi", problem, form):
         return reference_adamw(parameters, gradients, firsts, seconds, factor, rate, step, betas, eps, decay)
     settings = _in_one_array(_settings(factor, rate, step, betas, eps, decay))
@@ -148,6 +156,12 @@ def adamw(
 def _check_dtype(op: str, name: str, x: mx.array) -> None:
     if x.dtype not in DTYPES:
         raise TypeError(f"{op}: {name} must be float32, float16 or bfloat16, not {x.dtype}")
+
+
+def _in_cpp(tensors: Sequence[mx.array], form: str) -> ModuleType | None:
+    """The module in C++, on a CPU that it serves, for tensors of float32."""
+    float32 = len(tensors) > 0 and all(x.dtype == mx.float32 for x in tensors)
+    return compiled.load("adamw_multi") if form == "auto" and float32 else None
 
 
 def _too_large(name: str, tensors: Sequence[mx.array]) -> str:

@@ -1,8 +1,8 @@
-// x · wᵀ on a CPU for w of bfloat16, added up in float32.
+// x · wᵀ on a CPU for w of bfloat16, added up in float32, and the products of its gradients.
 //
 // A word of 32 bits holds two of w's row. With AVX512-BF16 it meets two of x, also of bfloat16, in one instruction: a
-// float32 x is taken apart into the nearest bfloat16 and the rest, to 2⁻¹⁷ of itself. Else it is widened to two
-// vectors.
+// float32 x is taken apart into the nearest bfloat16 and the rest, to 2⁻¹⁷ of itself, or `rounded` alone. Else a few
+// rows of x meet it widened to two vectors, and more are a product of MLX's.
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "cpu/arrays.h"
+#include "cpu/gemm.h"
 #include "cpu/pool.h"
 #include "cpu/vectors.h"
 #include "mlx/allocator.h"
@@ -26,8 +27,7 @@ constexpr bool PAIRED = true;
 #else
 constexpr bool PAIRED = false;
 #endif
-constexpr int ROWS = 8, PANEL = 2;  // a product of many rows: 8 of x by 2 vectors of w's at a time
-constexpr int DEPTH = 128, CHUNK = 256;  // words of w's rows at a time, and rows of x that share them
+constexpr int FEW = 8;  // rows of x, for each of which w is read as it lies
 
 inline float as_float(uint32_t word) {
   float value;
@@ -74,7 +74,7 @@ inline Floats multiply_add(Floats sum, Words w, const Load& x) {
 #endif
 }
 
-// M rows of K = 2 · words numbers each, by N rows of w.
+// M rows of K = 2 · words numbers each, M few, by N rows of w.
 template <int TERMS>
 struct Product {
   int M, N, words, stride;
@@ -82,18 +82,15 @@ struct Product {
 
   Product(int M, int N, int words) : M(M), N(N), words(words) {
     stride = (words + LANES - 1) / LANES * LANES * TERMS + 16;  // not a power of two: see quantized_matmul
-    terms.reset(new int32_t[size_t(M + ROWS - 1) / ROWS * ROWS * stride]);
+    terms.reset(new int32_t[size_t(M + 3) / 4 * 4 * stride]());
   }
 
-  static constexpr int offset(int word) { return word / LANES * TERMS * LANES + word % LANES; }
-
-  // Row m of x, zeros past its end and where there is none; read(k) is its k-th number.
+  // Row m of x; read(k) is its k-th number.
   template <class Read>
   void round(int m, const Read& read) {
     int32_t* to = &terms[size_t(m) * stride];
-    std::fill(to, to + stride, 0);
-    if (m < M)
-      for (int i = 0; i < words; i++) pack<TERMS>(read(2 * i), read(2 * i + 1), to + offset(i), LANES);
+    for (int i = 0; i < words; i++)
+      pack<TERMS>(read(2 * i), read(2 * i + 1), to + i / LANES * TERMS * LANES + i % LANES, LANES);
   }
 
   template <int COUNT>
@@ -121,8 +118,8 @@ struct Product {
     for (int r = 0; r < COUNT; r++) out[r] = sum(sums[r][0] + sums[r][1]);
   }
 
-  // Few rows of x: every row of w is read once, in the order of memory.
-  void narrow(const uint32_t* w, float* y) const {
+  // Every row of w is read once, in the order of memory.
+  void run(const uint32_t* w, float* y) const {
     int rows = std::max(1, std::min(N, (32 << 10) / (words * 4)));
     Pool::shared().each((N + rows - 1) / rows, [&](int chunk) {
       for (int n = chunk * rows; n < std::min(N, (chunk + 1) * rows); n++)
@@ -137,103 +134,72 @@ struct Product {
         }
     });
   }
-
-  // Many rows of x: PANEL · LANES rows of w, a lane each, DEPTH words at a time, meet CHUNK rows of x.
-  void wide(const uint32_t* w, float* y) const {
-    constexpr int COLUMNS = PANEL * LANES;
-    int panels = (N + COLUMNS - 1) / COLUMNS, chunks = (M + CHUNK - 1) / CHUNK;
-    Pool::shared().each(panels * chunks, [&](int task) {
-      int n0 = task / chunks * COLUMNS, m0 = task % chunks * CHUNK;
-      int columns = std::min(COLUMNS, N - n0), rows = std::min(CHUNK, M - m0);
-      std::unique_ptr<Floats[]> totals(new Floats[CHUNK * PANEL]());
-      alignas(64) uint32_t across[DEPTH][COLUMNS] = {};
-      for (int k = 0; k < words; k += DEPTH) {
-        int depth = std::min(DEPTH, words - k);
-        for (int c = 0; c < columns; c++)
-          for (int i = 0; i < depth; i++) across[i][c] = w[size_t(n0 + c) * words + k + i];
-        for (int m = m0; m < m0 + rows; m += ROWS) {
-          const int32_t* x = &terms[size_t(m) * stride + offset(k)];
-          Floats* total = &totals[(m - m0) * PANEL];
-          Floats sums[ROWS][PANEL];
-#pragma GCC unroll 8
-          for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < PANEL; v++) sums[r][v] = total[r * PANEL + v];
-          for (int i = 0; i < depth; i++) {
-            const int32_t* pair = x + offset(i);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
-              for (int v = 0; v < PANEL; v++)
-                sums[r][v] = multiply_add<TERMS>(sums[r][v], load<Words>(&across[i][v * LANES]), [&](int t) {
-                  return Ints{} + pair[size_t(r) * stride + t * LANES];
-                });
-          }
-#pragma GCC unroll 8
-          for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < PANEL; v++) total[r * PANEL + v] = sums[r][v];
-        }
-      }
-      for (int r = 0; r < rows; r++)
-        std::memcpy(y + size_t(m0 + r) * N + n0, &totals[r * PANEL], columns * sizeof(float));
-    });
-  }
 };
 
 template <int TERMS>
-void multiply(const mx::array& x, const mx::array& w, mx::array& y) {
-  int K = x.shape(-1), N = w.shape(0), M = x.size() / K;
-  std::vector<char> copy;
-  auto words = static_cast<const uint32_t*>(by_rows(w, copy));
-  Product<TERMS> product(M, N, K / 2);
-  int rows = (M + ROWS - 1) / ROWS * ROWS, each = std::max(1, 16384 / K);
-  int64_t step = x.strides(-1);
-  Pool::shared().each((rows + each - 1) / each, [&](int task) {
-    for (int m = task * each; m < std::min(rows, (task + 1) * each); m++) {
-      int64_t at = m < M ? mx::elem_to_loc(size_t(m) * K, x.shape(), x.strides()) : 0;
-      if (x.dtype() == mx::float32)
-        product.round(m, [p = x.data<float>() + at, step](int k) { return p[k * step]; });
-      else
-        product.round(m, [p = x.data<uint16_t>() + at, step](int k) { return as_float(uint32_t(p[k * step]) << 16); });
-    }
+void few_rows(const mx::array& x, const mx::array& w, float* y) {
+  int K = x.shape(-1), M = x.size() / K;
+  Product<TERMS> product(M, w.shape(0), K / 2);
+  Pool::shared().each(M, [&](int m) {
+    if (x.dtype() == mx::float32)
+      product.round(m, [p = x.data<float>() + size_t(m) * K](int k) { return p[k]; });
+    else
+      product.round(m, [p = x.data<uint16_t>() + size_t(m) * K](int k) { return as_float(uint32_t(p[k]) << 16); });
   });
-  std::unique_ptr<float[]> wider;
-  float* out = y.dtype() == mx::float32 ? y.data<float>() : (wider.reset(new float[y.size()]), wider.get());
-  M > 8 ? product.wide(words, out) : product.narrow(words, out);
-  if (wider) {
-    uint16_t* to = y.data<uint16_t>();
-    for (size_t i = 0; i < y.size(); i++) to[i] = nearest(out[i]) >> 16;
-  }
+  product.run(w.data<uint32_t>(), y);
 }
 
+enum class Role { forward, of_x, of_w };  // x · wᵀ; and of its gradient dy: dy · w, and dyᵀ · x
+
+#if defined(__AVX512BF16__)
+template <int TERMS>
+void many_rows(Role role, const mx::array& a, const mx::array& b, float* c) {
+  auto matrix = [](const mx::array& m) {
+    int columns = m.shape(-1);
+    return gemm::Matrix{m.data<void>(), int(m.size() / columns), columns, m.dtype() == mx::bfloat16};
+  };
+  gemm::Left<TERMS> left(matrix(a), role == Role::of_w);
+  bool across = role == Role::forward;
+  int N = across ? b.shape(0) : b.shape(-1);
+  if (left.in_rows) gemm::multiply<TERMS, true>(left, matrix(b), across, N, c);
+  else if constexpr (TERMS == 1) gemm::multiply<1, false>(left, matrix(b), across, N, c);
+}
+#endif
+
+// Its inputs are rows in memory.
 class Bf16Matmul : public mx::UnaryPrimitive {
  public:
-  using UnaryPrimitive::UnaryPrimitive;
+  Bf16Matmul(mx::Stream stream, Role role, bool rounded) : UnaryPrimitive(stream), role_(role), rounded_(rounded) {}
 
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
     out.set_data(mx::allocator::malloc(out.nbytes()));
     if (out.size() == 0) return;
-    auto run = PAIRED && inputs[0].dtype() == mx::bfloat16 ? multiply<PAIRED ? 1 : 2> : multiply<2>;
     auto weak = mx::array::unsafe_weak_copy;
     mx::cpu::get_command_encoder(stream()).dispatch(
-        [run, x = weak(inputs[0]), w = weak(inputs[1]), y = weak(out)]() mutable { run(x, w, y); });
+        [role = role_, rounded = rounded_, a = weak(inputs[0]), b = weak(inputs[1]), y = weak(out)]() mutable {
+          run(role, rounded, a, b, y);
+        });
   }
 
   void eval_gpu(const std::vector<mx::array>&, mx::array&) override { throw std::runtime_error("for CPUs only"); }
 
-  // dx = dy · w, dw = dyᵀ · x, each as this product again.
   std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                              const std::vector<int>& argnums, const std::vector<mx::array>&) override {
-    auto s = stream();
-    auto transposed = [&](const mx::array& a) { return mx::contiguous(mx::transpose(a, s), false, s); };
+    auto &a = primals[0], &b = primals[1], &d = cotangents[0];
+    auto product = [&](Role role, const mx::array& a, const mx::array& b) {
+      return apply(role, a, b, rounded_, stream());
+    };
+    auto like = [&](const mx::array& made, const mx::array& primal) {
+      return mx::astype(made, primal.dtype(), stream());
+    };
     std::vector<mx::array> gradients;
     for (int i : argnums) {
-      if (i == 0) {
-        gradients.push_back(mx::astype(apply(cotangents[0], transposed(primals[1]), s), primals[0].dtype(), s));
-      } else {
-        auto x = mx::astype(mx::reshape(primals[0], {-1, primals[0].shape(-1)}, s), mx::bfloat16, s);
-        auto d_y = mx::reshape(cotangents[0], {-1, cotangents[0].shape(-1)}, s);
-        gradients.push_back(mx::astype(apply(mx::transpose(d_y, s), transposed(x), s), mx::bfloat16, s));
-      }
+      if (role_ == Role::forward && i == 0) gradients.push_back(like(product(Role::of_x, d, b), a));
+      else if (role_ == Role::forward) {
+        auto of_w = product(Role::of_w, d, a);
+        gradients.push_back(rounded_ ? of_w : like(of_w, b));
+      } else if (role_ == Role::of_x) gradients.push_back(like(product(i ? Role::of_w : Role::forward, i ? a : d, i ? d : b), i ? b : a));
+      else gradients.push_back(like(i ? product(Role::of_x, a, d) : apply(Role::forward, b, d, true, stream()), i ? b : a));
     }
     return gradients;
   }
@@ -242,7 +208,8 @@ class Bf16Matmul : public mx::UnaryPrimitive {
                              const std::vector<int>& argnums) override {
     std::optional<mx::array> total;
     for (size_t i = 0; i < argnums.size(); i++) {
-      auto part = argnums[i] == 0 ? apply(tangents[i], primals[1], stream()) : apply(primals[0], tangents[i], stream());
+      auto& t = tangents[i];
+      auto part = apply(role_, argnums[i] == 0 ? t : primals[0], argnums[i] == 0 ? primals[1] : t, rounded_, stream());
       total = total ? mx::add(*total, part, stream()) : part;
     }
     return {*total};
@@ -250,45 +217,87 @@ class Bf16Matmul : public mx::UnaryPrimitive {
 
   std::pair<std::vector<mx::array>, std::vector<int>> vmap(const std::vector<mx::array>& inputs,
                                                            const std::vector<int>& axes) override {
-    if (axes[1] != -1) throw std::invalid_argument("bf16_matmul: vmap over x alone");
-    return {{apply(mx::moveaxis(inputs[0], axes[0], 0, stream()), inputs[1], stream())}, {0}};
+    if (axes[1] != -1 || role_ == Role::of_w) throw std::invalid_argument("bf16_matmul: vmap over x alone");
+    return {{apply(role_, mx::moveaxis(inputs[0], axes[0], 0, stream()), inputs[1], rounded_, stream())}, {0}};
   }
 
   std::vector<mx::Shape> output_shapes(const std::vector<mx::array>& inputs) override {
-    auto shape = inputs[0].shape();
-    shape.back() = inputs[1].shape(0);
-    return {shape};
+    return {shape_of(role_, inputs[0], inputs[1])};
   }
 
-  bool is_equivalent(const mx::Primitive&) const override { return true; }
+  bool is_equivalent(const mx::Primitive& other) const override {
+    auto& as = static_cast<const Bf16Matmul&>(other);
+    return role_ == as.role_ && rounded_ == as.rounded_;
+  }
 
   const char* name() const override { return "mlxgpt::Bf16Matmul"; }
 
-  // Of odd rows, or none, a word is not made of one row's numbers: MLX widens those.
-  static mx::array apply(const mx::array& x, const mx::array& w, mx::Stream stream) {
-    if (x.shape(-1) % 2 || x.shape(-1) == 0) {
-      auto wide = mx::transpose(mx::astype(w, mx::float32, stream), stream);
-      return mx::astype(mx::matmul(mx::astype(x, mx::float32, stream), wide, stream), x.dtype(), stream);
-    }
-    auto shape = x.shape();
-    shape.back() = w.shape(0);
-    return mx::array(shape, x.dtype(), std::make_shared<Bf16Matmul>(stream), {x, w});
+  // Of x's type, or float32 for w's gradient.
+  static mx::array apply(Role role, const mx::array& a, const mx::array& b, bool rounded, mx::Stream s) {
+    auto type = role == Role::of_w ? mx::float32 : a.dtype();
+    bool few = role == Role::forward && a.size() <= size_t(FEW) * a.shape(-1) && a.shape(-1) % 2 == 0;
+    if (a.size() == 0 || b.size() == 0 || !(PAIRED || (few && b.dtype() == mx::bfloat16)))
+      return mx::astype(widened(role, a, b, rounded, s), type, s);
+    auto x = mx::contiguous(a, false, s), y = mx::contiguous(b, false, s);
+    return mx::array(shape_of(role, a, b), type, std::make_shared<Bf16Matmul>(s, role, rounded), {x, y});
   }
+
+ private:
+  static mx::Shape shape_of(Role role, const mx::array& a, const mx::array& b) {
+    if (role == Role::of_w) return {a.shape(-1), b.shape(-1)};
+    auto shape = a.shape();
+    shape.back() = role == Role::forward ? b.shape(0) : b.shape(-1);
+    return shape;
+  }
+
+  // MLX's product of float32.
+  static mx::array widened(Role role, const mx::array& a, const mx::array& b, bool rounded, mx::Stream s) {
+    auto wide = [&](const mx::array& m) {
+      return mx::astype(rounded ? mx::astype(m, mx::bfloat16, s) : m, mx::float32, s);
+    };
+    if (role == Role::forward) return mx::matmul(wide(a), mx::transpose(wide(b), s), s);
+    if (role == Role::of_x) return mx::matmul(wide(a), wide(b), s);
+    auto rows = [&](const mx::array& m) { return mx::flatten(wide(m), 0, -2, s); };
+    return mx::matmul(mx::transpose(rows(a), s), rows(b), s);
+  }
+
+  static void run(Role role, bool rounded, const mx::array& a, const mx::array& b, mx::array& y) {
+    std::unique_ptr<float[]> wider;
+    float* out = y.dtype() == mx::float32 ? y.data<float>() : (wider.reset(new float[y.size()]), wider.get());
+    constexpr int SPLIT = PAIRED ? 1 : 2;
+    bool one = PAIRED && (rounded || a.dtype() == mx::bfloat16);
+    int K = a.shape(-1);
+    if (role == Role::forward && b.dtype() == mx::bfloat16 && a.size() <= size_t(FEW) * K && K % 2 == 0)
+      one ? few_rows<SPLIT>(a, b, out) : few_rows<2>(a, b, out);
+#if defined(__AVX512BF16__)
+    else one || role == Role::of_w ? many_rows<1>(role, a, b, out) : many_rows<2>(role, a, b, out);
+#endif
+    if (wider) {
+      uint16_t* to = y.data<uint16_t>();
+      for (size_t i = 0; i < y.size(); i++) to[i] = nearest(out[i]) >> 16;
+    }
+  }
+
+  Role role_;
+  bool rounded_;
 };
 
-bool served(const mx::array& x, const mx::array& w) {
-  return (x.dtype() == mx::float32 || x.dtype() == mx::bfloat16) && w.dtype() == mx::bfloat16 && x.ndim() > 0 &&
-         w.ndim() == 2 && x.shape(-1) == w.shape(1);
+bool served(const mx::array& x, const mx::array& w, bool rounded) {
+  auto real = [](const mx::array& a) { return a.dtype() == mx::float32 || a.dtype() == mx::bfloat16; };
+  return real(x) && (rounded ? real(w) : w.dtype() == mx::bfloat16) && x.ndim() > 0 && w.ndim() == 2 &&
+         x.shape(-1) == w.shape(1);
 }
 
 }  // namespace mlxgpt
 
 namespace mx = mlx::core;
+using namespace mlxgpt;
 
 NB_MODULE(cpu, module) {
   module.def("check", [](const mx::array&) {});  // raises TypeError where mlx's arrays are another nanobind's
-  module.def("bf16_matmul", [](const mx::array& x, const mx::array& w) {
-    if (!mlxgpt::served(x, w)) return mx::matmul(x, mx::transpose(w));
-    return mlxgpt::Bf16Matmul::apply(x, w, mx::default_stream(mx::Device::cpu));
-  }, nb::arg("x"), nb::arg("w"));
+  module.def("bf16_matmul", [](const mx::array& x, const mx::array& w, bool rounded) {
+    if (!served(x, w, rounded)) return mx::matmul(x, mx::transpose(w));
+    return Bf16Matmul::apply(Role::forward, x, w, rounded, mx::default_stream(mx::Device::cpu));
+  }, nb::arg("x"), nb::arg("w"), nb::arg("rounded") = false);
+  module.attr("fast") = PAIRED;  // whether rounding to bfloat16 is worth it
 }

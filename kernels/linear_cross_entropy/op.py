@@ -10,12 +10,13 @@ from collections.abc import Callable
 from functools import cache
 
 import mlx.core as mx
-from mlxgpt.kernels import dispatch
+from mlxgpt.kernels import compiled, dispatch
+from mlxgpt.kernels.bf16_matmul import bf16_matmul
 
 CHUNK = 1 << 25  # logits at a time: 64 MiB of bfloat16, and as much for their gradient
 THREADS = 256
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "the same chunks in plain MLX"}
+FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "the same chunks, rows in C++"}
 
 FORWARD = dispatch.Kernel(__file__, "forward", ("logits", "targets", "ignored", "options"), ("loss", "gradient"))
 
@@ -75,10 +76,24 @@ def rows_kernel(
     return loss, gradient
 
 
+def rows_cpp(
+    logits: mx.array, targets: mx.array, ignore_index: int, softcap: float | None, z_loss: float
+) -> tuple[mx.array, mx.array]:
+    """`rows_reference` in C++ for float32 logits without a softcap; targets int32."""
+    cpu = compiled.load("linear_cross_entropy")
+    if cpu is None or softcap is not None or logits.dtype != mx.float32:
+        return rows_reference(logits, targets, ignore_index, softcap, z_loss)
+    gradient, losses = cpu.rows(logits, targets, ignore_index, z_loss)
+    return losses, gradient
+
+
 @cache
-def _function(rows: Callable, ignore_index: int, softcap: float | None, z_loss: float):
+def _function(rows: Callable, ignore_index: int, softcap: float | None, z_loss: float, rounded: bool):
     """x [N, C], weight [V, C], targets int32 [N] to the mean; then what the gradient takes: dX and dW of the sum, the
     tokens counted."""
+
+    def product(x: mx.array, weight: mx.array) -> mx.array:
+        return bf16_matmul(x, weight, rounded=True) if rounded else x @ weight.T
 
     @mx.custom_function
     def mean(x: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
@@ -91,10 +106,16 @@ def _function(rows: Callable, ignore_index: int, softcap: float | None, z_loss: 
             chunk = x[start : start + size]
             if dx:  # one chunk after the other, or all logits are there at once
                 chunk = mx.depends(chunk, [total, dx[-1], dw])
-            losses, gradient = rows(chunk @ weight.T, targets[start : start + size], ignore_index, softcap, z_loss)
+            losses, gradient = rows(
+                product(chunk, weight), targets[start : start + size], ignore_index, softcap, z_loss
+            )
             total = total + losses.sum()
-            dx.append(gradient @ weight)
-            dw = dw + (gradient.T.astype(wide) @ chunk.astype(wide)).astype(mx.float32)
+            if rounded:
+                d_chunk, d_weight = mx.vjp(product, [chunk, weight], [gradient])[1]
+            else:
+                d_chunk, d_weight = gradient @ weight, gradient.T.astype(wide) @ chunk.astype(wide)
+            dx.append(d_chunk)
+            dw = dw + d_weight.astype(mx.float32)
         count = mx.maximum((targets != ignore_index).sum(), 1).astype(mx.float32)
         return total / count, dx[0] if len(dx) == 1 else mx.concatenate(dx), dw, count
 
@@ -130,7 +151,7 @@ def _check(x: mx.array, weight: mx.array, targets: mx.array, softcap: float | No
 
 def linear_cross_entropy(
     x: mx.array, weight: mx.array, targets: mx.array, ignore_index: int = -100, softcap: float | None = None,
-    z_loss: float = 0.0, form: str = "auto",
+    z_loss: float = 0.0, form: str = "auto", rounded: bool = False,
 ) -> mx.array:  # fmt: skip
     """The mean over tokens of lse(y) - y[target] + z_loss · lse(y)², in nats, where y = x Wᵀ; float32, a scalar.
 
@@ -138,11 +159,13 @@ def linear_cross_entropy(
     does not count; the mean of none is 0; any other target outside 0 .. V - 1 makes it NaN. `softcap` c bends y to
     c · tanh(y / c) (Gemma 2, arXiv 2408.00118, section 2); z_loss holds lse near 0 (PaLM, arXiv 2204.02311, section
     5). Differentiable once in x and weight; over several chunks their gradients are made with the value, wanted or
-    not. form: see `dispatch.use_kernel`. Raises TypeError or ValueError, naming the argument, where this does not hold.
+    not. On a CPU, `rounded` has float32's products done in bfloat16. form: see `dispatch.use_kernel`. Raises TypeError
+    or ValueError, naming the argument, where this does not hold.
     """
     _check(x, weight, targets, softcap, z_loss)
     if targets.size == 0:
         return mx.array(0.0)
-    rows = rows_kernel if dispatch.use_kernel("linear_cross_entropy", form=form) else rows_reference
-    mean = _function(rows, ignore_index, softcap, z_loss)
+    plain = rows_cpp if form == "auto" else rows_reference
+    rows = rows_kernel if dispatch.use_kernel("linear_cross_entropy", form=form) else plain
+    mean = _function(rows, ignore_index, softcap, z_loss, rounded)
     return mean(x.reshape(-1, x.shape[-1]), weight, targets.reshape(-1).astype(mx.int32))[0]

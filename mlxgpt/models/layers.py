@@ -5,8 +5,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlxgpt.kernels import compiled, decode_block, dispatch
+from mlxgpt.kernels.add_norm import add_norm
 from mlxgpt.kernels.bf16_matmul import bf16_matmul
 from mlxgpt.kernels.quantized_matmul import quantized_matmul
+from mlxgpt.kernels.rope import rope
 
 Norm = nn.RMSNorm | nn.LayerNorm
 
@@ -52,12 +54,18 @@ def _by_kernel(weight: mx.array) -> bool:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, by `kernels.bf16_matmul` where its weights are bfloat16, and quantized to this file's own."""
+    """`nn.Linear`, by `kernels.bf16_matmul` where its weights are bfloat16, and quantized to this file's own.
+
+    In training, `rounded` has the products of float32 done in bfloat16, as PyTorch's autocast does.
+    """
+
+    rounded = False
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not _by_kernel(self["weight"]):
+        rounded = self.rounded and self.training
+        if not rounded and not _by_kernel(self["weight"]):
             return super().__call__(x)
-        y = bf16_matmul(x, self["weight"])
+        y = bf16_matmul(x, self["weight"], rounded)
         return y + self["bias"] if "bias" in self else y
 
     def to_quantized(self, group_size: int, bits: int, mode: str = "affine") -> QuantizedLinear:  # type: ignore[override]
@@ -77,6 +85,13 @@ class Embedding(nn.Embedding):
         return QuantizedEmbedding.from_embedding(self, group_size, bits, mode)
 
 
+def round_products(model: nn.Module, wanted: bool) -> None:
+    """Have every linear layer of the model do its products in bfloat16 while it trains, or not."""
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            layer.rounded = wanted
+
+
 def keeps_bf16(module: nn.Module, weight: mx.array | None) -> bool:
     """Whether `weight` is of bfloat16 and serves `module` in a float32 model as it is: on a CPU for which
     `kernels.bf16_matmul` is compiled, if need be now."""
@@ -87,20 +102,18 @@ def keeps_bf16(module: nn.Module, weight: mx.array | None) -> bool:
 
 def added(x: mx.array, change: mx.array | None, norm: Norm, decoding: bool) -> tuple[mx.array, mx.array]:
     """x + change, where there is one, and its norm; [B, T, C] all. One kernel in a decoding step on a GPU."""
-    if change is None:
-        return x, norm(x)
-    problem = "" if x.dtype == change.dtype == norm.weight.dtype else "the norm's weight is of another dtype than x"
-    if not decoding or not dispatch.use_kernel("decode_block", problem):
-        x = x + change
-        return x, norm(x)
-    centered = isinstance(norm, nn.LayerNorm)
-    return decode_block.add_norm(x, change, norm.weight, norm.get("bias"), norm.eps, centered)
+    centered, bias = isinstance(norm, nn.LayerNorm), norm.get("bias")
+    if change is not None and decoding:
+        problem = "" if x.dtype == change.dtype == norm.weight.dtype else "the norm's weight is of another dtype than x"
+        if dispatch.use_kernel("decode_block", problem):
+            return decode_block.add_norm(x, change, norm.weight, bias, norm.eps, centered)
+    return add_norm(x, change, norm.weight, bias, norm.eps, centered)
 
 
 def rotated(
-    rope: nn.RoPE, q: mx.array, k: mx.array, offset: int | mx.array, decoding: bool
+    q: mx.array, k: mx.array, offset: int | mx.array, base: float, decoding: bool
 ) -> tuple[mx.array, mx.array]:  # fmt: skip
     """Queries [B, H, T, D] and keys [B, Hkv, T, D] after rotary positions from `offset` on, an int or int [B]."""
     if decoding and isinstance(offset, mx.array) and dispatch.use_kernel("decode_block"):
-        return decode_block.rotate(q, k, offset, rope.base)
-    return rope(q, offset), rope(k, offset)  # type: ignore[arg-type]
+        return decode_block.rotate(q, k, offset, base)
+    return rope(q, offset, base), rope(k, offset, base)

@@ -63,14 +63,14 @@ class Attention(nn.Module):
         self.k_proj = Linear(C, config.num_key_value_heads * D, bias=False)
         self.v_proj = Linear(C, config.num_key_value_heads * D, bias=False)
         self.o_proj = Linear(config.num_attention_heads * D, C, bias=False)
-        self.rope = nn.RoPE(D, traditional=False, base=config.rope_theta)
+        self.rope_theta = config.rope_theta
 
     def __call__(self, x: mx.array, cache: Cache | None = None) -> mx.array:
         B, T, _ = x.shape
         D, offset = self.head_size, cache.offset if cache else 0
         q, k, v = (p(x).reshape(B, T, -1, D).swapaxes(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         # q [B, H, T, D]; k, v [B, Hkv, T, D]
-        q, k = rotated(self.rope, q, k, offset, isinstance(cache, Slot))
+        q, k = rotated(q, k, offset, self.rope_theta, isinstance(cache, Slot))
         attend = cache.attend if cache else windowed_attention
         out = attend(q, k, v, D**-0.5, self.window)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, T, -1))

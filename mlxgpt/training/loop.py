@@ -27,7 +27,7 @@ from mlxgpt.training import checkpoint, optimizers
 from mlxgpt.training.metrics import Metrics
 from mlxgpt.training.panel import Panel
 from mlxgpt.training.schedule import Clock
-from mlxgpt.training.step import make_step
+from mlxgpt.training.step import make_step, training_dtype
 
 # What a run writes beside `training`. None of an earlier run's stays: its tokenizer may have been another.
 REPLACED = (
@@ -108,7 +108,7 @@ class Run:
 
     def _compile(self) -> None:
         """Make the step for the model and the optimizer as they are now."""
-        dtype = backend.compute_dtype(self.recipe.train.dtype)
+        dtype = training_dtype(self.recipe.train.dtype)
         self.step = make_step(self.model, self.optimizer, self.recipe.optimizer.clip, dtype)
         mx.eval(self.model.state, self.optimizer.state)
 

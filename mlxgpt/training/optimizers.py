@@ -5,7 +5,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_merge
 
 from mlxgpt.config import OptimizerConfig
-from mlxgpt.kernels import adamw_multi, dispatch
+from mlxgpt.kernels import adamw_multi, compiled, dispatch
 
 EMBEDDINGS = ("wte.", "wpe.", "embed_tokens.", "lm_head.")  # rows are tokens or positions: AdamW's, as in Muon's paper
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., kellerjordan.github.io/posts/muon (2024)
@@ -97,9 +97,9 @@ def clip_and_apply(
 ) -> tuple[dict, mx.array]:  # fmt: skip
     """The parameters after one step, and the gradients' global norm before they are clipped to `clip`, 0 for never.
 
-    On a GPU the norm and AdamW take many tensors a launch. The optimizer must have been initialized.
+    The norm and AdamW take many tensors a launch. The optimizer must have been initialized.
     """
-    if not dispatch.use_kernel("adamw_multi"):
+    if not dispatch.use_kernel("adamw_multi") and compiled.load("adamw_multi") is None:
         clipped, norm = optim.clip_grad_norm(gradients, clip)
         return optimizer.apply_gradients(clipped if clip > 0 else gradients, parameters), norm
     norm = adamw_multi.global_norm(list(dict(tree_flatten(gradients)).values()))

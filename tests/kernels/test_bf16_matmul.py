@@ -12,7 +12,7 @@ from mlxgpt.kernels import compiled
 from mlxgpt.kernels.bf16_matmul import bf16_matmul
 
 from mlxgpt import backend, native
-from mlxgpt.models.layers import Embedding, Linear
+from mlxgpt.models.layers import Embedding, Linear, round_products
 
 # (M, N, K): one of each, odd rows, less and more than a vector, than a tile's rows and depth, than a chunk's rows.
 SHAPES = [(1, 1, 2), (1, 1, 1), (1, 7, 30), (2, 33, 32), (3, 16, 34), (5, 40, 130), (8, 9, 64), (9, 31, 66), (9, 5, 33),
@@ -128,3 +128,41 @@ t.test_gradients_compile_and_vmap("compiled", t.mx.bfloat16)
     )
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if "compiling" not in line] == []
+
+
+@pytest.mark.parametrize("w_dtype", [mx.float32, mx.bfloat16], ids=str)
+def test_rounded_it_is_the_product_of_what_rounding_leaves(form, w_dtype):
+    for M, N, K in [*SHAPES, (97, 100, 257), (200, 49, 515)]:
+        x, w, d_y = draw(M, K), draw(N, K, seed=1, dtype=w_dtype), draw(M, N, seed=2)
+        y = bf16_matmul(x, w, rounded=True)
+        assert (y.shape, y.dtype) == ((M, N), mx.float32)
+        halves = [a.astype(mx.bfloat16) for a in (x, w, d_y)]
+        assert error(y, *halves[:2]) < 4e-6, (M, N, K)
+        if form == "reference":
+            continue  # whose gradient is MLX's own, of the product that was not rounded
+        d_x, d_w = mx.grad(lambda x, w, d=d_y: (bf16_matmul(x, w, rounded=True) * d).sum(), (0, 1))(x, w)
+        assert error(d_x, halves[2], halves[1].T) < 4e-6, (M, N, K)
+        assert error(d_w, halves[2].T, halves[0].T) < (4e-6 if w_dtype == mx.float32 else 4e-3), (M, N, K)
+
+
+def test_gradients_of_gradients(form):
+    x, w, d = draw(9, 34), draw(20, 34, seed=1), draw(9, 20, seed=2)
+
+    def of(product):
+        inner = mx.grad(lambda x, w: (product(x, w) ** 2 * d).sum(), (0, 1))
+        return mx.grad(lambda x, w: sum((g * g).sum() for g in inner(x, w)), (0, 1))(x, w)
+
+    for got, expected in zip(of(lambda x, w: bf16_matmul(x, w, rounded=True)), of(lambda x, w: x @ w.T), strict=True):
+        np.testing.assert_allclose(exact(got)[0], exact(expected)[0], rtol=0, atol=3e-2 * np.abs(expected).max())
+
+
+def test_linear_layers_round_only_while_they_train(form):
+    x, layer = draw(20, 64), Linear(64, 20, bias=False)
+    plain = layer(x)
+    round_products(layer, True)
+    assert not mx.array_equal(layer(x), plain)
+    layer.eval()
+    assert mx.array_equal(layer(x), plain)
+    layer.train()
+    round_products(layer, False)
+    assert mx.array_equal(layer(x), plain)

@@ -155,3 +155,34 @@ def test_bad_input_is_one_error_that_names_it(message):
 def test_a_kernel_that_cannot_be_had_is_an_error():
     with mx.stream(mx.cpu), pytest.raises(dispatch.Unsupported, match="the kernel needs a GPU"):
         linear_cross_entropy(X, W, Y, form="kernel")
+
+
+@pytest.mark.parametrize(("N", "V"), [(1, 1), (3, 5), (40, 16), (7, 33), (2, 20000)])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_rows_in_cpp_are_the_plain_ones(N, V, z_loss):
+    logits = 5 * mx.random.normal((N, V), key=mx.random.key(0))
+    targets = mx.where(mx.arange(N) % 3 == 2, -100, mx.random.randint(0, V, (N,), key=mx.random.key(1)))
+    for mine, its in zip(
+        *(f(logits, targets, -100, None, z_loss) for f in (op.rows_cpp, op.rows_reference)), strict=True
+    ):
+        np.testing.assert_allclose(np.array(mine), np.array(its), rtol=5e-5, atol=2e-6)
+
+
+def test_in_cpp_a_target_that_is_no_token_is_nan_and_what_is_not_finite_shows():
+    losses, _ = op.rows_cpp(mx.zeros((3, 4)), mx.array([4, 0, -1]), -100, None, 0.0)
+    assert np.isnan(np.array(losses)).tolist() == [True, False, True]
+    bad = mx.array([[0.0, float("nan")], [0.0, float("inf")], [0.0, -float("inf")]])
+    losses, gradient = op.rows_cpp(bad, mx.zeros(3, mx.int32), -100, None, 0.0)
+    assert np.isfinite(np.array(losses)).tolist() == [False, False, True]
+    assert np.isfinite(np.array(gradient)).all(1).tolist() == [False, False, True]
+
+
+def test_rounded_products_are_in_bfloat16_and_sums_in_float32():
+    x, weight, targets = draw(40, 64, 30)
+    got = value_and_gradients(linear_cross_entropy, x, weight, targets, rounded=True)
+    exact = value_and_gradients(reference, x, weight, targets)
+    assert [a.dtype for a in got] == [mx.float32] * 3
+    for mine, its in zip(got, exact, strict=True):
+        scale = np.abs(np.array(its)).max()
+        np.testing.assert_allclose(np.array(mine) / scale, np.array(its) / scale, rtol=0, atol=2e-2)
+    assert not mx.array_equal(got[1], exact[1])
