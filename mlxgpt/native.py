@@ -66,8 +66,40 @@ def _load(source: Path) -> ModuleType | None:
     return None
 
 
+def examine() -> dict[str, str]:
+    """What `mlxgpt doctor` says of the operations in C++: for which instructions, and how many are compiled already."""
+    if sys.platform != "linux":
+        return {"native": "none: MLX's own kernels"}
+    kernels = Path(sys.modules["mlxgpt.kernels"].__file__ or "").parent  # `import mlxgpt` has loaded it
+    sources = sorted(kernels.glob("*/cpu.cpp"))
+    try:
+        plans = [_plan(source) for source in sources]
+    except (OSError, Error) as error:
+        return {"native": f"none: {' '.join(str(error).split())}"}
+    flags, wanted = backend.cpu_flags(), os.environ.get("MLXGPT_CPU") or "native"
+    sets = [name for name in ("avx512_bf16", "avx512_vnni", "avx512f", "avx2", "asimd", "sse2") if name in flags]
+    there = sum(backend.is_whole(plan[0]) for plan in plans)
+    text = f"C++ for {', '.join(sets) if wanted == 'native' else wanted}; {there} of {len(plans)} operations compiled"
+    return {"native": text, "threads": os.environ.get("MLXGPT_THREADS") or str(len(os.sched_getaffinity(0)))}
+
+
 def _built(source: Path) -> Path:
-    """The library in the cache. Raises OSError, Error."""
+    """The library in the cache, made now if need be. Raises OSError, Error, UsageError."""
+    library, command, binding, shared = _plan(source)
+    _make(shared, "nanobind", binding)
+    _make(library, source.parent.name, command)
+    return library
+
+
+def _make(library: Path, name: str, command: list[str]) -> None:
+    if not backend.is_whole(library):
+        print(f"mlxgpt: compiling {name} for this CPU, once", file=sys.stderr)
+        backend.build_library(library, command)
+
+
+def _plan(source: Path) -> tuple[Path, list[str], list[str], Path]:
+    """The library, the command that makes it, and the command that makes nanobind's, which it is linked with: half of
+    the time that an operation would take to compile, and the same for all; and that library. Raises as `_built`."""
     wanted = os.environ.get("MLXGPT_CPU") or "native"
     if wanted not in CPUS:
         raise UsageError(f"MLXGPT_CPU={wanted}: it is one of {', '.join(CPUS)}")
@@ -81,31 +113,16 @@ def _built(source: Path) -> Path:
     python = sysconfig.get_path("include")
     if not Path(python, "Python.h").is_file():
         raise Error(f"Python's headers are not in {python} (install python3-dev or your system's like of it)")
-    kernels = source.parents[1]
-    includes = [kernels, mlx / "include", python, nanobind / "include", nanobind / "ext/robin_map/include"]
-    command = [compiler, *FLAGS, f"-march={march}", *(f"-I{folder}" for folder in includes)]
-    binding = nanobind / "src/nb_combined.cpp"  # half of the time that an operation takes to compile: once for all
-    shared = _made(binding, "nanobind", [*command, "-DNB_BUILD", str(binding)], [Path(compiler)])
-    command += [
-        str(source),
-        str(shared),
-        f"-L{mlx / 'lib'}",
-        "-lmlx",
-        "-Xlinker",
-        "-rpath",
-        "-Xlinker",
-        str(mlx / "lib"),
-    ]
-    return _made(source, source.parent.name, command, [Path(compiler), mlx / "lib/libmlx.so", binding])
-
-
-def _made(source: Path, name: str, command: list[str], stamped: list[Path]) -> Path:
-    """The library in the cache that the command makes of `source`, made now if need be. Raises OSError, Error."""
-    library = backend.cache_dir() / f"{name}-{_identity(source, command, stamped)}.so"
-    if not backend.is_whole(library):
-        print(f"mlxgpt: compiling {name} for this CPU, once", file=sys.stderr)
-        backend.build_library(library, command)
-    return library
+    includes = [source.parents[1], mlx / "include", python, nanobind / "include", nanobind / "ext/robin_map/include"]
+    common = [compiler, *FLAGS, f"-march={march}", *(f"-I{folder}" for folder in includes)]
+    source_of_nanobind = nanobind / "src/nb_combined.cpp"
+    binding = [*common, "-DNB_BUILD", str(source_of_nanobind)]
+    stamped = [Path(compiler), source_of_nanobind]
+    shared = backend.cache_dir() / f"nanobind-{_identity(source_of_nanobind, binding, stamped)}.so"
+    command = [*common, str(source), str(shared), f"-L{mlx / 'lib'}", "-lmlx", "-Xlinker", "-rpath", "-Xlinker",
+               str(mlx / "lib")]  # fmt: skip
+    identity = _identity(source, command, [*stamped, mlx / "lib/libmlx.so"])
+    return backend.cache_dir() / f"{source.parent.name}-{identity}.so", command, binding, shared
 
 
 def _package(name: str, file: str) -> Path:

@@ -209,3 +209,16 @@ def test_reference_builds_nothing_and_macos_neither(monkeypatch):
     monkeypatch.setattr(native, "_load", lambda source: pytest.fail("asked for"))
     monkeypatch.setattr(sys, "platform", "darwin")
     assert native.load(SOURCE) is None
+
+
+def test_doctor_says_what_is_compiled_and_for_what(compiler, cache, monkeypatch):
+    compiler('cp "$real" "$last"')
+    count = len(list(SOURCE.parents[1].glob("*/cpu.cpp")))
+    assert native.examine()["native"].endswith(f"; 0 of {count} operations compiled")
+    load()
+    found = native.examine()
+    assert found["native"].startswith("C++ for ")
+    assert found["native"].endswith(f"; 1 of {count} operations compiled")
+    assert int(found["threads"]) > 0
+    monkeypatch.setenv("PATH", str(cache))
+    assert native.examine() == {"native": "none: no g++ on PATH to compile it with"}

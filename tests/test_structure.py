@@ -41,7 +41,7 @@ ROOMS: dict[str, str] = {
     "training": "backend completion config data errors evaluation files generation kernels models weights",
     "bench": "answer backend completion config data errors generation kernels measure models training",
     "cli": "answer backend bench chat completion config convert errors generation hub kernels_report layouts "
-    "quantization training",
+    "native quantization training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler
     "": "backend kernels native",
 }

@@ -12,9 +12,9 @@ from mlxgpt.errors import Error, UsageError
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
     """Say what mlxgpt runs on here: device, BLAS and its measured speed, compiler, memory, caches."""
-    from mlxgpt import backend
+    from mlxgpt import backend, native
 
-    found = backend.examine()
+    found = backend.examine() | native.examine()
     if as_json:
         print_json(found)
     else:
