@@ -15,7 +15,7 @@
 
 namespace mlxgpt::gemm {
 
-constexpr int ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, DEPTH = 128;
+constexpr int ROWS = 8, VECTORS = 3, COLUMNS = VECTORS * LANES, DEPTH = 256;  // DEPTH words of 48 columns: 48 KiB
 
 // Rows one after the other in memory, of `columns` numbers each.
 struct Matrix {
@@ -148,22 +148,35 @@ struct Left {
   }
 };
 
-// Eight rows by three vectors, `depth` words deep, added to `sums`.
-template <int TERMS, bool IN_ROWS>
-inline void tile(const uint32_t* a, size_t stride, size_t step, const uint32_t* b, int depth, __m512 sums[ROWS][VECTORS]) {
-  for (int k = 0; k < depth; k++) {
-    __m512bh columns[VECTORS];
+// Eight rows by V vectors of columns, `depth` words deep, added to c (of N columns), or with `fresh` instead of it; its
+// rows from `count` on and its columns from `columns` on are not there.
+template <int TERMS, bool IN_ROWS, int V>
+inline void tile(const uint32_t* a, size_t stride, size_t step, const uint32_t* b, int depth, float* c, int N, int count,
+                 int columns, bool fresh) {
+  __m512 sums[ROWS][V];
+  auto each = [&](auto&& work) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; v++) columns[v] = (__m512bh)_mm512_load_si512(b + k * COLUMNS + v * LANES);
+      for (int v = 0; v < V; v++)
+        work(sums[r][v], c + size_t(r) * N + v * LANES, r < count ? first(columns - v * LANES) : __mmask16(0));
+  };
+  if (fresh) each([](__m512& sum, float*, __mmask16) { sum = _mm512_setzero_ps(); });
+  else each([](__m512& sum, float* p, __mmask16 m) { sum = _mm512_maskz_loadu_ps(m, p); });
+  for (int k = 0; k < depth; k++) {
+    __m512bh right[V];
+#pragma GCC unroll 3
+    for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_load_si512(b + k * COLUMNS + v * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
       for (int t = 0; t < TERMS; t++) {
         auto word = (__m512bh)_mm512_set1_epi32(a[(IN_ROWS ? r * stride + k : size_t(k) * ROWS + r) + t * step]);
 #pragma GCC unroll 3
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], word, columns[v]);
+        for (int v = 0; v < V; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], word, right[v]);
       }
   }
+  each([](__m512& sum, float* p, __mmask16 m) { _mm512_mask_storeu_ps(p, m, sum); });
 }
 
 // Words of COLUMNS columns of b, or with `across` rows, from `column` on: `depth` of them from word k on.
@@ -199,22 +212,13 @@ void multiply(const Left<TERMS>& a, const Matrix& b, bool across, int N, float* 
     for (int k = 0; k < a.words; k += DEPTH) {
       int depth = std::min(DEPTH, a.words - k);
       panel(b, across, column, k, depth, words);
-      for (int row = start; row < end; row += ROWS) {
-        __m512 sums[ROWS][VECTORS];
-        int count = std::min(ROWS, end - row);
-        auto each_vector = [&](auto&& work) {
-#pragma GCC unroll 8
-          for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 3
-            for (int v = 0; v < VECTORS; v++)
-              work(sums[r][v], c + size_t(row + r) * N + column + v * LANES,
-                   r < count ? first(columns - v * LANES) : __mmask16(0));
-        };
-        if (k == 0) each_vector([](__m512& sum, float*, __mmask16) { sum = _mm512_setzero_ps(); });
-        else each_vector([](__m512& sum, float* p, __mmask16 m) { sum = _mm512_maskz_loadu_ps(m, p); });
-        tile<TERMS, IN_ROWS>(a.at(row, k), a.stride, a.step(), words, depth, sums);
-        each_vector([](__m512& sum, float* p, __mmask16 m) { _mm512_mask_storeu_ps(p, m, sum); });
-      }
+      auto rows = [&](auto run) {
+        for (int row = start; row < end; row += ROWS)
+          run(a.at(row, k), a.stride, a.step(), words, depth, c + size_t(row) * N + column, N, end - row, columns, k == 0);
+      };
+      if (columns > 2 * LANES) rows(tile<TERMS, IN_ROWS, 3>);
+      else if (columns > LANES) rows(tile<TERMS, IN_ROWS, 2>);
+      else rows(tile<TERMS, IN_ROWS, 1>);
     }
   });
 }
