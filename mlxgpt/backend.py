@@ -97,7 +97,7 @@ def _numpy_openblas() -> Blas:
     if library is None:
         raise Error("numpy was installed without its own OpenBLAS (no numpy.libs folder)")
     texts = SHIM_SOURCE.read_text() + (_kernels() / "cpu" / "pool.h").read_text()
-    identity = f"{os.uname().machine}:{library}:{library.stat().st_mtime_ns}:{texts}"
+    identity = f"{os.uname().machine}:{sorted(cpu_flags())}:{library}:{library.stat().st_mtime_ns}:{texts}"
     shim = cache_dir() / f"blas-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not is_whole(shim):
         _compile_shim(library, shim)
@@ -132,7 +132,7 @@ def _compile_shim(library: Path, shim: Path) -> None:
     compiler = find_compiler()
     if compiler is None:
         raise Error("no C compiler to link numpy's OpenBLAS with (install gcc or clang)")
-    build_library(shim, [compiler, "-x", "c", "-O2", "-shared", "-fPIC", "-pthread", f"-I{_kernels()}",
+    build_library(shim, [compiler, "-x", "c", "-O3", *NATIVE, "-shared", "-fPIC", "-pthread", f"-I{_kernels()}",
                          str(SHIM_SOURCE), "-x", "none", str(library),
                          "-Xlinker", "-rpath", "-Xlinker", str(library.parent)])  # fmt: skip
 

@@ -1,6 +1,7 @@
 /* cblas_sgemm as MLX calls it, on the OpenBLAS that numpy's wheel carries under other names (64-bit integers).
    MLX's Linux wheel is linked against the reference BLAS, 30 to 60 times slower; loaded first and globally,
-   this library takes its place. One row or one column goes to sgemv: OpenBLAS's sgemm is 3x slower there.
+   this library takes its place. One row or one column goes to sgemv: OpenBLAS's sgemm is 3x slower there; and a vector
+   by the rows of a matrix, which is what decoding is, to a loop that reads as fast as memory gives.
    OpenBLAS keeps to one thread; a large product is cut in parts for a pool of ours. */
 #include "cpu/pool.h"
 
@@ -26,6 +27,28 @@ struct product {
   float *c;
 };
 
+typedef float lanes __attribute__((vector_size(64), aligned(4)));
+
+/* c[n] = alpha a b[n] + beta c[n], four rows of b at a time. */
+static void dots(int64_t count, int64_t k, float alpha, const float *a, const float *b, int64_t ldb, float beta, float *c) {
+  for (int64_t n = 0; n < count; n += 4) {
+    const float *rows[4];
+    lanes sums[4] = {{0}};
+    for (int r = 0; r < 4; r++) rows[r] = b + (n + r < count ? n + r : n) * ldb;
+    int64_t i = 0;
+    for (; i + 16 <= k; i += 16) {
+      lanes x = *(const lanes *)(a + i);
+      for (int r = 0; r < 4; r++) sums[r] += x * *(const lanes *)(rows[r] + i);
+    }
+    for (int r = 0; r < 4 && n + r < count; r++) {
+      float sum = 0;
+      for (int64_t j = i; j < k; j++) sum += a[j] * rows[r][j];
+      for (int lane = 0; lane < 16; lane++) sum += sums[r][lane];
+      c[n + r] = alpha * sum + (beta == 0 ? 0 : beta * c[n + r]);
+    }
+  }
+}
+
 static void part(const void *context, int i) {
   struct product p = *(const struct product *)context;
   int64_t first = i * p.step, count = (p.by_rows ? p.m : p.n) - first;
@@ -39,7 +62,9 @@ static void part(const void *context, int i) {
     p.c += first;
     p.n = count;
   }
-  if (p.k > 0 && p.m == 1)        /* c[n] = op(b)^T a */
+  if (p.k > 0 && p.m == 1 && p.tb == TRANS && (p.ta == NO_TRANS || p.lda == 1))
+    dots(p.n, p.k, p.alpha, p.a, p.b, p.ldb, p.beta, p.c);
+  else if (p.k > 0 && p.m == 1) /* c[n] = op(b)^T a */
     p.tb == NO_TRANS ? scipy_cblas_sgemv64_(ROW_MAJOR, TRANS, p.k, p.n, p.alpha, p.b, p.ldb, p.a,
                                             p.ta == NO_TRANS ? 1 : p.lda, p.beta, p.c, 1)
                      : scipy_cblas_sgemv64_(ROW_MAJOR, NO_TRANS, p.n, p.k, p.alpha, p.b, p.ldb, p.a,
@@ -64,7 +89,7 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
   int64_t side = p.by_rows ? p.m : p.n, parts = 1;
   double work = (double)m * n * k;
   int vector = m == 1 || n == 1;
-  if (work >= 1 << 20 && mlxgpt_free_threads() > 1)
+  if (work >= (vector ? 1 << 16 : 1 << 20) && mlxgpt_free_threads() > 1)
     parts = mlxgpt_thread_count() * (vector || work < 1 << 23 ? 1 : work < 1 << 27 ? 2 : 4);
   p.step = (side + parts - 1) / parts;
   if (parts > 1) p.step = (p.step + 15) / 16 * 16;

@@ -202,7 +202,7 @@ class Scripted:
         return positions[None, :, None]
 
     def logits(self, x: mx.array) -> mx.array:
-        return self.table[x[..., 0]]
+        return self.table[mx.minimum(x[..., 0], len(self.table) - 1)]  # MLX reads what lies behind an array
 
     def __call__(self, tokens: mx.array, caches) -> mx.array:
         return self.logits(self.features(tokens, caches))

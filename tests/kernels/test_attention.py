@@ -120,3 +120,18 @@ def test_dropout_has_the_gradient_of_the_weights_it_kept():
     gradient = mx.grad(lambda v: attend(v)[..., 0].sum())(v)[0, 0, :, 0]
     assert 0 < (kept == 0).sum().item() - 10 < 15  # beside the 10 that causality hides
     np.testing.assert_allclose(np.array(gradient), np.array(kept.sum(0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("B", "H", "Hkv", "T", "S", "D"), [(1, 1, 1, 1, 1, 2), (2, 4, 2, 1, 9, 6), (2, 6, 2, 5, 40, 33)]
+)
+@pytest.mark.parametrize("rows", ["each", "all"])
+def test_a_few_queries_under_a_mask_are_the_reference_s(B, H, Hkv, T, S, D, rows, monkeypatch):
+    q, k, v = qkv(B, H, Hkv, T, S, D)
+    mask = mx.random.bernoulli(0.6, (B, 1, T, S) if rows == "each" else (T, S), key=mx.random.key(5))
+    mask = mask | (mx.arange(S) == S - 1)
+    k = mx.where(mask.any(axis=-2, keepdims=True).any(axis=0).reshape(1, 1, S, 1), k, mx.nan)  # what nobody sees
+    v = mx.where(mask.any(axis=-2, keepdims=True).any(axis=0).reshape(1, 1, S, 1), v, mx.nan)
+    expected = reference(q, mx.nan_to_num(k), mx.nan_to_num(v), D**-0.5, mask)
+    got = masked_attention(q, k, v, D**-0.5, mask)
+    np.testing.assert_allclose(np.array(got), np.array(expected), rtol=1e-5, atol=2e-6)
