@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlxgpt import backend, files, hub, interrupts, layouts, weights
+from mlxgpt import adapters, backend, files, interrupts, weights
 from mlxgpt.config import require
 from mlxgpt.errors import Error
 from mlxgpt.generation import batch, engine, prompt_cache, speculation
@@ -26,6 +26,7 @@ class Options:
     draft: str | None = None
     lookup: bool = False
     prompt_cache: Path | None = None
+    adapter: Path | None = None
 
     @property
     def guessing(self) -> bool:
@@ -63,16 +64,17 @@ class Answer:
         return table
 
 
-def load(name: str, options: Options) -> tuple[Model, Tokenizer]:
-    """The model that `name` means (a folder, an alias, a Hub id) and its tokenizer. Raises Error, UsageError."""
-    folder = hub.resolve(name, check=layouts.describe)
+def load(name: str | None, options: Options) -> tuple[Model, Tokenizer]:
+    """The model that `name` means (a folder, an alias, a Hub id), with its adapter, if any, and its tokenizer. Raises
+    Error, UsageError."""
+    folder, adapter = adapters.locate(name, options.adapter)
     quantize = CHOICES[options.quantize] if options.quantize else None
     dtype = backend.compute_dtype(options.dtype)
-    return weights.load_with_tokenizer(folder, dtype, quantize, compact=options.dtype == "auto")
+    return weights.load_with_tokenizer(folder, dtype, quantize, options.dtype == "auto", adapter)
 
 
 def answer(
-    name: str, prompts: Sequence[bytes], request: engine.Request, options: Options, show: Callable[[str], object]
+    name: str | None, prompts: Sequence[bytes], request: engine.Request, options: Options, show: Callable[[str], object]
 ) -> list[Answer]:
     """Answer every prompt; `show` streams the text of a single one, and Ctrl-C ends it where it is.
 
@@ -81,8 +83,8 @@ def answer(
     check(options)
     alone = not options.guessing and options.prompt_cache is None
     require(alone or len(prompts) == 1, "--draft, --lookup and --prompt-cache take one prompt, not several")
-    folder = hub.resolve(name, check=layouts.describe)
-    model, tokenizer = load(str(folder), options)
+    folder, adapter = adapters.locate(name, options.adapter)
+    model, tokenizer = load(str(folder), replace(options, adapter=adapter))
     request = replace(request, closing=closing_ids(folder))
     ids = [tokenizer.begin(prompt) for prompt in prompts]
     if len(prompts) > 1:

@@ -311,7 +311,8 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cache_limit() -> int:
+def cache_limit() -> int:
+    """Bytes of freed buffers that MLX may keep."""
     return min(4 << 30, total_memory() // 6)
 
 
@@ -331,7 +332,7 @@ def start(warn: bool = True) -> None:
 
     if device() == "cpu":
         # The CPU allocator keeps 32 MB by default; clearing fresh pages was 14 % of a training step.
-        mx.set_cache_limit(_cache_limit())
+        mx.set_cache_limit(cache_limit())
         if warn and not blas.fast:
             say(f"slow: MLX runs on the reference BLAS here, about 30 times slower than OpenBLAS ({blas.reason}); "
                  "see `mlxgpt doctor`")  # fmt: skip
@@ -382,6 +383,6 @@ def examine() -> dict[str, str | float | int | bool]:
         "matmul_gflops": round(measure.matmul() / 1e9, 1),
         "compute_dtype": str(compute_dtype()).removeprefix("mlx.core."),
         "cpu_kernels": native_jit() if sys.platform == "linux" else "as MLX builds them",
-        "cache": str(cache_dir()), "cache_limit_bytes": _cache_limit() if device() == "cpu" else 0,
+        "cache": str(cache_dir()), "cache_limit_bytes": cache_limit() if device() == "cpu" else 0,
         "peak_memory_bytes": mx.get_peak_memory(),
     }  # fmt: skip

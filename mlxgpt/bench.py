@@ -5,7 +5,6 @@ The yardsticks are measured in the same run: the fastest matrix product, and the
 
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +18,13 @@ from mlxgpt.config import DataConfig, Recipe
 from mlxgpt.data import corpus
 from mlxgpt.errors import Error
 from mlxgpt.generation.engine import Decoder
-from mlxgpt.kernels.bf16_matmul import bf16_matmul
 from mlxgpt.models import Model
 from mlxgpt.models.layers import named_parameters
 from mlxgpt.training import optimizers
 from mlxgpt.training.step import make_step, training_dtype
+from mlxgpt.training.utilization import flops_a_token, peak
 
 VOCABULARY = 2048  # tokens, where a recipe leaves it to a tokenizer that is not trained here
-
-
-def flops_a_token(model: Model, length: int) -> float:
-    """Arithmetic of training on one token in a sequence of `length`: 6 a weight that is multiplied, and attention's
-    12 · layers · width · length (PaLM, arXiv 2204.02311, appendix B; the causal half is counted as if it were whole).
-    """
-    parameters = named_parameters(model)
-    tables = [p for name, p in parameters.items() if "wpe" in name or "embed" in name or "wte" in name]
-    head = 0 if "lm_head.weight" in parameters else max((p.size for p in tables), default=0)  # tied: multiplied once
-    multiplied = sum(p.size for p in parameters.values()) - sum(p.size for p in tables) + head
-    c = model.config
-    layers, width = len(model.layers), c.n_embd if isinstance(c, models.gpt2.Config) else c.hidden_size
-    return 6 * multiplied + 12 * layers * width * length
-
-
-def peak(dtype: mx.Dtype) -> float:
-    """FLOP/s of the fastest large matrix product that training in `dtype` could do."""
-    if dtype == mx.bfloat16 and backend.device() == "cpu":
-        return measure.matmul(2048, product=partial(bf16_matmul, rounded=True))
-    return measure.matmul(2048, dtype)
 
 
 def build(recipe: Recipe) -> Model:

@@ -40,8 +40,15 @@ class DataConfig:
     max_validation_bytes: int = key(1 << 20, "hold out no more than about this many bytes; 0: no limit", 0)
     near_duplicates: float = key(0.85, "drop a file this similar (Jaccard, 0 to 1) to one kept; 0: keep all", 0)
     max_file_bytes: int = key(1 << 20, "skip larger files found in folders; files named directly are kept", 0)
+    order: Literal["name", "imports"] = key(
+        "name", "of the training files in the stream of tokens; imports: a file after, and near, those it imports"
+    )
+    fim_rate: float = key(0.0, "share of the documents that are trained on as fill-in-the-middle", 0)
+    fim_spm: float = key(0.5, "of these, the share whose suffix comes before the prefix (SPM), not after it (PSM)", 0)
+    isolate_documents: bool = key(False, "no attention from one document to another that is packed into its sequence")
 
     def __post_init__(self) -> None:
+        require(self.fim_rate <= 1 and self.fim_spm <= 1, "data.fim_rate and data.fim_spm must be at most 1")
         require(self.validation_fraction < 1, "data.validation_fraction must be below 1")
         require(self.near_duplicates <= 1, "data.near_duplicates must be at most 1")
 
@@ -90,6 +97,24 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """[init]: the model that training goes on from, and what of it is trained."""
+
+    model: str = key("", "a folder, an alias or a Hub id (`--init`), whose tokenizer is used; empty: random weights")
+    lora: bool = key(False, "train a low-rank adapter beside the frozen weights (arXiv 2106.09685), not the weights")
+    rank: int = key(8, "lora: its rank", 1)
+    scale: float = key(20.0, "lora: factor of what it adds, as mlx-lm's (elsewhere: alpha / rank)", 0)
+    dropout: float = key(0.0, "lora: share of its inputs dropped in training", 0)
+    layers: int = key(0, "lora: last blocks whose linear layers get one; 0: all", 0)
+    bits: Literal[0, 4, 8] = key(0, "lora: quantize the frozen weights as they are loaded (QLoRA); 0: as they are")
+
+    def __post_init__(self) -> None:
+        require(self.dropout < 1, "init.dropout must be below 1")
+        require(bool(self.model) or not self.lora, "init.lora needs init.model: the model that it adapts (--init)")
+        require(self.lora or not self.bits, "init.bits goes with init.lora: quantized weights cannot be trained")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """[train]: the loop."""
 
@@ -97,6 +122,12 @@ class TrainConfig:
     minutes: float = key(0.0, "train for this long, with the schedule fitted to it; 0: count steps", 0)
     batch_size: int = key(16, "sequences in one forward and backward pass", 1)
     accumulation: int = key(1, "passes whose gradients are averaged into one step", 1)
+    auto_batch: bool = key(
+        False, "cut a step's batch_size * accumulation sequences into the fewest passes that memory has room for"
+    )
+    grad_checkpoint: bool = key(
+        False, "compute each block's activations again in the backward pass: less memory, a third more time"
+    )
     sequence_length: int = key(256, "tokens a sequence, at most the model's positions", 1)
     evaluations: int = key(8, "evaluations on the validation split, evenly spread; the last is at the end", 1)
     sample_tokens: int = key(96, "tokens of the sample printed at each evaluation", 0)
@@ -110,6 +141,7 @@ class TrainConfig:
         "stop", "at a loss that is no number, or a spike; rollback: to the last checkpoint, with half the learning rate"
     )
     spike: float = key(0.0, "nats above the mean of the last 50 losses that count as divergence; 0: none do", 0)
+    tensorboard: bool = key(False, "write TensorBoard's event files too (`pip install 'mlxgpt[tensorboard]'`)")
     seed: int = key(1337, "seed of the weights, the batches and the samples, below 4294967296", 0)
 
     def __post_init__(self) -> None:
@@ -125,10 +157,12 @@ class Recipe:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    init: InitConfig = InitConfig()
 
 
 SECTIONS: dict[str, type] = {
     "tokenizer": TokenizerConfig, "data": DataConfig, "optimizer": OptimizerConfig, "train": TrainConfig,
+    "init": InitConfig,
 }  # fmt: skip
 
 
@@ -241,10 +275,13 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     for setting in settings:
         section, key_name, value = parse_setting(setting)
         table.setdefault(section, {})[key_name] = value
-    require("type" in table.get("model", {}), f"{name}: [model] must say its type: gpt2 or mistral")
     parts: dict[str, Any] = {
         section: from_table(cls, table.get(section, {}), section) for section, cls in SECTIONS.items()
     }
+    if parts["init"].model:
+        require(not table.get("model"), f"{name}: [model] goes without init.model (--init), whose own model is trained")
+        return Recipe(model={}, **parts)
+    require("type" in table.get("model", {}), f"{name}: [model] must say its type: gpt2 or mistral")
     return Recipe(model=table["model"], **parts)
 
 

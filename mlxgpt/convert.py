@@ -2,12 +2,14 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from mlxgpt import files, layouts, weights
+from mlxgpt import adapters, files, layouts, models, weights
 from mlxgpt import tokenizer as tokenizers
 from mlxgpt.errors import UsageError
 from mlxgpt.models.layers import named_parameters
@@ -23,19 +25,27 @@ def convert(
     dtype: mx.Dtype | None = None,
     quantize: Quantization | None = None,
     shard_bytes: int = SHARD,
+    adapter: Path | None = None,
+    dequantize: bool = False,
 ) -> None:
     """Write the model folder `source`, in any layout, to `target` in the Hub's (where quantized: mlx-lm's): weights in
     `dtype` (None: as stored), then quantized; shards of at most `shard_bytes`; the tokenizer's files as they are, and
-    those of the Hub where there is only a tekken.json or the like.
+    those of the Hub where there is only a tekken.json or the like. The adapter in a folder of its own becomes part of
+    the weights, quantized ones are quantized again; `dequantize` writes those in floating point.
 
     `target` must not exist, and appears whole or not at all. Memory: one shard and one tensor. Raises Error.
     """
     if target.exists() or target.is_symlink():
         raise UsageError(f"{target} is there already: name another folder, or remove it")
     opened = weights.open_folder(source, quantize)
+    quantized = quantize is not None or (opened.quantized and not dequantize)
+    modules = weights.finished(opened, dtype, quantize)
+    if adapter is not None:
+        found = weights.read_adapter(adapter, opened)
+        modules = adapters.fused(modules, adapters.places(opened.model, found).keys(), found, dequantize)
     with files.folder(target) as folder:
-        kept = _write_weights(opened, folder, dtype, quantize, shard_bytes)
-        config = _config(opened, kept, quantize)
+        kept = _write_weights(modules, opened.description.config, folder, quantized, shard_bytes)
+        config = _config(opened, kept, quantize, quantized)
         (folder / "config.json").write_text(files.to_json(config), encoding="utf-8")
         for file in sorted(source.iterdir()):
             if re.fullmatch(COPIED, file.name, re.ASCII) and file.is_file():
@@ -46,10 +56,9 @@ def convert(
 
 
 def _write_weights(
-    opened: weights.Source, folder: Path, dtype: mx.Dtype | None, quantize: Quantization | None, shard_bytes: int
+    modules: Iterator[tuple[str, nn.Module]], config: models.Config, folder: Path, quantized: bool, shard_bytes: int
 ) -> str:
     """Write the shards, and their index if there are several; the name of the type that the weights are kept in."""
-    config, quantized = opened.description.config, opened.quantized or quantize is not None
     metadata = {"format": "mlx" if quantized else "pt"}
     shards: list[list[str]] = []
     shard: dict[str, mx.array] = {}
@@ -60,7 +69,7 @@ def _write_weights(
         shards.append(sorted(shard))
         shard.clear()
 
-    for path, module in weights.finished(opened, dtype, quantize):
+    for path, module in modules:
         own = {f"{path}.{name}": w for name, w in named_parameters(module).items()}
         module.clear()
         size = sum(w.nbytes for w in own.values())
@@ -82,12 +91,14 @@ def _write_weights(
     return kept
 
 
-def _config(opened: weights.Source, kept: str, quantize: Quantization | None) -> dict[str, Any]:
+def _config(opened: weights.Source, kept: str, quantize: Quantization | None, quantized: bool) -> dict[str, Any]:
     """config.json of the new folder: the source's, with every key of ours spelled out (readers differ in what they
     take for one that is left out), and the quantization as mlx-lm says it."""
     described = opened.description
     theirs = {} if described.release else {k: v for k, v in described.table.items() if k != "dtype"}
     table = theirs | layouts.hub_config(described.config, None, kept)
+    if not quantized:
+        table = {k: v for k, v in table.items() if k not in ("quantization", "quantization_config")}
     if quantize:
         table["quantization"] = table["quantization_config"] = quantize.as_table()
     return table

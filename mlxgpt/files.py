@@ -98,6 +98,18 @@ def lock(path: Path) -> Iterator[None]:
             return
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file at `path`."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _is_same(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))

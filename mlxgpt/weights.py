@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from mlxgpt import files, layouts, models, quantization, tensors
+from mlxgpt import adapters, files, layouts, models, quantization, tensors
 from mlxgpt import tokenizer as tokenizers
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.layouts import config_from_hub, hub_config, to_disk
@@ -22,7 +22,7 @@ from mlxgpt.quantization import Quantization
 
 __all__ = [
     "Quantization", "Source", "check", "config_from_hub", "hub_config", "load", "load_with_tokenizer", "open_folder",
-    "save_tokenizer_and_config", "save_weights", "to_disk",
+    "read_adapter", "save_tokenizer_and_config", "save_weights", "to_disk",
 ]  # fmt: skip
 
 KEPT = 1 << 28  # bytes of freed buffers while a model is loaded: enough for the next layer's
@@ -171,16 +171,36 @@ def load(folder: Path, dtype: mx.Dtype | None = None, quantize: Quantization | N
 
 
 def load_with_tokenizer(
-    folder: Path, dtype: mx.Dtype | None = None, quantize: Quantization | None = None, compact: bool = False
-) -> tuple[models.Model, tokenizers.Tokenizer]:
-    """The model in `folder`, read as `finished` does, and its tokenizer. Raises Error, also when the vocabulary does
-    not fit the model: before the weights are read."""
+    folder: Path, dtype: mx.Dtype | None = None, quantize: Quantization | None = None, compact: bool = False,
+    adapter: Path | None = None,
+) -> tuple[models.Model, tokenizers.Tokenizer]:  # fmt: skip
+    """The model in `folder`, read as `finished` does, and its tokenizer; with the adapter in a folder of its own, and
+    then quantized as that was trained. Raises Error, also when the vocabulary or the adapter does not fit the model:
+    before the weights are read."""
     source = open_folder(folder, quantize)
     vocabulary = source.description.config.vocab_size
+    beside = None if adapter is None else read_adapter(adapter, source)
+    if beside and beside.bits and not quantize and not source.quantized:
+        quantize = Quantization(beside.bits)
     tokenizer = tokenizers.load(folder, vocabulary)
     if tokenizer.vocab_size > vocabulary:
         raise Error(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocabulary}: "
             "they are not of one model"
         )
-    return fill(source, dtype, quantize, compact), tokenizer
+    model = fill(source, dtype, quantize, compact)
+    if beside:
+        adapters.attach(model, beside)
+        mx.eval(model.parameters())
+        model.eval()
+    return model, tokenizer
+
+
+def read_adapter(folder: Path, source: Source) -> adapters.Adapter:
+    """The adapter in `folder`, which fits the model of `source`. Raises Error."""
+    found = adapters.read(folder, source.description.config)
+    try:
+        adapters.check(source.model, found)
+    except UsageError as error:
+        raise Error(f"{folder}: {error}") from None
+    return found

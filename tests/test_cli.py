@@ -13,7 +13,8 @@ from mlxgpt.completion.suggest import Suggester
 
 NEEDED = {"mlx", "numpy", "sentencepiece"}  # by decoding with a BPE
 HEAVY = NEEDED | {"mlx_lm", "transformers", "torch", "matplotlib", "tokenizers", "rich", "rensa", "huggingface_hub"}
-VERBS = {"train", "generate", "complete", "eval", "convert", "models", "configs", "doctor", "kernels"}
+HEAVY |= {"starlette", "uvicorn", "msgspec", "prometheus_client"}
+VERBS = {"train", "generate", "complete", "eval", "convert", "models", "configs", "doctor", "kernels", "serve"}
 
 
 def imported(*arguments: object) -> set[str]:

@@ -43,7 +43,10 @@ def recipe(tmp_path):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_is_a_run(name):
-    loaded = load_recipe(name)
+    loaded = load_recipe(name, ["init.model=x"] if name == "finetune" else [])
+    if name == "finetune":
+        assert "--init" in config.read_recipe_text(name)
+        return
     model = config_from_table(loaded.model)
     assert isinstance(model, ARCHITECTURES[loaded.model["type"]].Config)
     assert loaded.train.sequence_length <= model.context
@@ -66,7 +69,10 @@ def test_the_recipes_ship():
     ],
 )
 def test_nanogpts_settings_are_exact(name, shape, steps, batch):
-    loaded = load_recipe(name)
+    loaded = load_recipe(name, ["init.model=x"] if name == "finetune" else [])
+    if name == "finetune":
+        assert "--init" in config.read_recipe_text(name)
+        return
     model = config_from_table(loaded.model)
     assert (model.n_layer, model.n_head, model.n_embd, model.n_positions, model.bias, model.dropout) == shape
     o, t = loaded.optimizer, loaded.train
@@ -100,8 +106,8 @@ def test_every_key_is_documented():
             assert field.metadata["doc"] in text
     assert "MISSING" not in text
     assert [line for line in text.splitlines() if line.startswith("[")] == [
-        "[tokenizer]", "[data]", "[optimizer]", "[train]", '[model] with [type = "gpt2"]',
-        '[model] with [type = "mistral"]',
+        "[tokenizer]", "[data]", "[optimizer]", "[train]", "[init]",
+        '[model] with [type = "gpt2"]', '[model] with [type = "mistral"]',
     ]  # fmt: skip
 
 

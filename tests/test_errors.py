@@ -74,7 +74,7 @@ CASES = [
         2,
         "model.vocab_size (511) is smaller than the tokenizer's vocabulary (512)",
     ),
-    (TRAIN + " --set model.hidden_size=1000000", 1, "parameters: training takes more than"),
+    (TRAIN + " --set model.hidden_size=1000000", 1, "a training step takes about"),
     (TRAIN + " --set model.hidden_size=" + "4" + "0" * 12, 2, "too large"),
     (TRAIN + " --set tokenizer.kind=file", 2, "needs tokenizer.path"),
     (TRAIN + " --set tokenizer.kind=file --set tokenizer.path={F}/none", 2, "no such file or folder: {F}/none"),

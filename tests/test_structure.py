@@ -27,21 +27,25 @@ ROOMS: dict[str, str] = {
     "tensors": "errors files",
     "quantization": "config errors files models",
     "layouts": "config errors files models quantization tensors tokenizer",
-    "weights": "config errors files layouts models quantization tensors tokenizer",
-    "convert": "config errors files layouts models quantization tensors tokenizer weights",
+    "adapters": "errors files hub layouts models tensors",
+    "weights": "adapters config errors files layouts models quantization tensors tokenizer",
+    "convert": "adapters config errors files layouts models quantization tensors tokenizer weights",
     "data": "config errors files tokenizer",
     "generation": "config errors files kernels models tensors tokenizer",
     "interrupts": "",
     "prompt_bar": "",
-    "answer": "backend config errors files generation hub interrupts layouts models prompt_bar quantization tokenizer "
+    "answer": "adapters backend config errors files generation interrupts models prompt_bar quantization tokenizer "
     "weights",
-    "chat": "answer errors files generation hub interrupts layouts models prompt_bar tokenizer",
+    "chat": "adapters answer errors files generation interrupts models prompt_bar tokenizer",
     "evaluation": "data kernels models",
-    "completion": "backend config data errors evaluation files generation hub layouts models tokenizer weights",
-    "training": "backend completion config data errors evaluation files generation kernels models weights",
-    "bench": "answer backend completion config data errors generation kernels measure models training",
-    "cli": "answer backend bench chat completion config convert errors generation hub kernels_report layouts "
-    "native quantization training",
+    "completion": "adapters backend config data errors evaluation files generation hub layouts models quantization "
+    "tokenizer weights",
+    "training": "adapters backend completion config data errors evaluation files generation kernels layouts measure "
+    "models quantization tensors tokenizer weights",
+    "server": "answer chat completion errors generation hub layouts tokenizer",
+    "bench": "answer backend completion config data errors generation measure models training",
+    "cli": "adapters answer backend bench chat completion config convert data errors generation hub kernels_report "
+    "layouts native quantization server training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler
     "": "backend kernels native",
 }

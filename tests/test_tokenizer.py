@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlxgpt.config import TokenizerConfig
 from mlxgpt.errors import Error, UsageError
-from mlxgpt.tokenizer import CharTokenizer, HubTokenizer, SentencePieceTokenizer, Tokenizer, hub_json, load, make
+from mlxgpt.tokenizer import FIM, CharTokenizer, HubTokenizer, SentencePieceTokenizer, Tokenizer, hub_json, load, make
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
 NASTY = [
@@ -506,3 +506,30 @@ def test_make_gives_what_a_recipe_asks_for(root):
     assert characters.token_bytes == [c.encode() for c in sorted(set("".join(texts)))]
     assert make(TokenizerConfig(kind="file", path=str(saved("bpe", root))), []).fingerprint() == bpe().fingerprint()
     assert hub_json.UNK not in made("char").pieces
+
+
+@pytest.mark.parametrize("names", [FIM, ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")])
+def test_a_ready_tokenizers_tokens_for_infilling_are_control_tokens_whatever_its_file_says(names):
+    """Qwen2.5's calls them no special tokens, and the `tokenizers` library then finds them in any text."""
+    spec = json.loads(trained_json(hub.models.BPE(), hub.pre_tokenizers.ByteLevel(), special=["<|end|>", *names]))
+    for token in spec["added_tokens"]:
+        token["special"] = token["content"] not in names
+    made = HubTokenizer(json.dumps(spec), eos="<|end|>")
+    assert list(made.fim) == [made.control[name] for name in names]
+    assert not set(made.encode("".join(names))) & set(made.fim)
+    assert made.decode(made.fim) == b""
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char", "byte"])
+def test_control_tokens_for_infilling_are_saved_and_found_again(kind, tmp_path):
+    made = make(TokenizerConfig(kind=kind, vocab_size=400), source(5), fim=True)
+    made.save(tmp_path)
+    again = load(tmp_path)
+    assert type(again) is type(made)
+    assert again.fim == made.fim is not None
+    assert again.fingerprint() == made.fingerprint()
+    theirs = hub.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert [theirs.token_to_id(name) for name in FIM] == list(made.fim)
+    plain = make(TokenizerConfig(kind=kind, vocab_size=400), source(5))
+    assert plain.fim is None
+    assert made.vocab_size == plain.vocab_size + (0 if kind == "bpe" else 3)

@@ -5,6 +5,8 @@
 //   y[m, n] = Σ_g scale[n, g] · d[m, g] · (Σ_k q[n, k] · i[m, k]) + bias[n, g] · d[m, g] · Σ_k i[m, k]
 // That is 2⁻¹⁶ of the group's largest x at most, and twice as fast as float32. A word of 32 bits is taken apart with
 // shifts into pairs of weights P = 16 / bits apart; x lies in the same order.
+//
+// Its gradient dx = dy · dequantize(w) is BLAS's product in float32, with one block of w's columns after the other.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
@@ -23,10 +25,15 @@
 namespace mx = mlx::core;
 namespace nb = nanobind;
 
+// MLX is linked to it, so that it is there.
+extern "C" void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float* a, int lda,
+                            const float* b, int ldb, float beta, float* c, int ldc);
+
 namespace mlxgpt {
 
 constexpr int ROWS = 8, PANEL = 2;  // a product of many rows: 8 of x by 2 vectors of w's at a time
 constexpr int CHUNK = 256;          // of which this many share what was unpacked of w
+constexpr int UNPACKED = 1 << 23;   // weights that the gradient holds in float32 at a time: 32 MiB
 
 // A matrix of float32 or bfloat16, by rows.
 struct Matrix {
@@ -269,6 +276,68 @@ void multiply(const mx::array& x, const mx::array& w, const mx::array& s, const 
   if (wider) std::copy(out, out + y.size(), y.data<mx::bfloat16_t>());
 }
 
+// Columns of w from `first` on, `columns` of them, whole groups both, as float32 [N, columns].
+template <int BITS>
+void unpack(const Sizes& size, const uint32_t* w, const Matrix& s, const Matrix& b, int first, int columns, float* to) {
+  constexpr int EACH = 32 / BITS;
+  int group = size.K / size.groups, rows = std::max(1, 65536 / columns);
+  Pool::shared().each((size.N + rows - 1) / rows, [&](int task) {
+    for (int n = task * rows; n < std::min(size.N, (task + 1) * rows); n++) {
+      const uint32_t* from = w + size_t(n) * size.row_words + first / EACH;
+      float* out = to + size_t(n) * columns;
+      for (int k = 0; k < columns; k += group) {
+        size_t at = size_t(n) * size.groups + (first + k) / group;
+        float scale = s.at(at), bias = b.at(at);
+        for (int i = 0; i < group / EACH; i++, from++, out += EACH)
+          for (int j = 0; j < EACH; j++) out[j] = float(int(*from >> (j * BITS) & ((1 << BITS) - 1))) * scale + bias;
+      }
+    }
+  });
+}
+
+// dy · dequantize(w), for dy float32 [..., N].
+template <int BITS>
+void multiply_back(const mx::array& d_y, const mx::array& w, const mx::array& s, const mx::array& b, mx::array& d_x) {
+  int N = w.shape(0), K = d_x.shape(-1), M = d_x.size() / K, groups = s.shape(1);
+  std::vector<char> copies[4];
+  auto from = static_cast<const float*>(by_rows(d_y, copies[0]));
+  auto words = static_cast<const uint32_t*>(by_rows(w, copies[1]));
+  Matrix scales{by_rows(s, copies[2]), s.dtype() == mx::bfloat16};
+  Matrix biases{by_rows(b, copies[3]), b.dtype() == mx::bfloat16};
+  int group = K / groups, most = std::min(K, std::max(group, UNPACKED / std::max(N, 1) / group * group));
+  std::unique_ptr<float[]> block(new float[size_t(N) * most]);
+  for (int first = 0; first < K; first += most) {
+    int columns = std::min(most, K - first);
+    unpack<BITS>({M, N, K, groups, K * BITS / 32}, words, scales, biases, first, columns, block.get());
+    cblas_sgemm(101, 111, 111, M, columns, N, 1, from, N, block.get(), columns, 0, d_x.data<float>() + first, K);
+  }
+}
+
+class QuantizedGradient : public mx::UnaryPrimitive {
+ public:
+  QuantizedGradient(mx::Stream stream, int bits) : UnaryPrimitive(stream), bits_(bits) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+    if (out.size() == 0) return;
+    auto weak = mx::array::unsafe_weak_copy;
+    mx::cpu::get_command_encoder(stream()).dispatch(
+        [run = bits_ == 4 ? multiply_back<4> : multiply_back<8>, d_y = weak(inputs[0]), w = weak(inputs[1]),
+         s = weak(inputs[2]), b = weak(inputs[3]), d_x = weak(out)]() mutable { run(d_y, w, s, b, d_x); });
+  }
+
+  void eval_gpu(const std::vector<mx::array>&, mx::array&) override { throw std::runtime_error("for CPUs only"); }
+
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return bits_ == static_cast<const QuantizedGradient&>(other).bits_;
+  }
+
+  const char* name() const override { return "mlxgpt::QuantizedGradient"; }
+
+ private:
+  int bits_;
+};
+
 class QuantizedMatmul : public mx::UnaryPrimitive {
  public:
   QuantizedMatmul(mx::Stream stream, int group_size, int bits)
@@ -293,8 +362,8 @@ class QuantizedMatmul : public mx::UnaryPrimitive {
     std::vector<mx::array> gradients;
     for (int i : argnums) {
       if (i != 0) throw std::invalid_argument("no gradient in quantized weights");
-      auto d_x = mx::quantized_matmul(cotangents[0], primals[1], primals[2], primals[3], false, group_size_, bits_,
-                                      "affine", stream());
+      mx::array d_x(primals[0].shape(), mx::float32, std::make_shared<QuantizedGradient>(stream(), bits_),
+                    {mx::astype(cotangents[0], mx::float32, stream()), primals[1], primals[2], primals[3]});
       gradients.push_back(mx::astype(d_x, primals[0].dtype(), stream()));
     }
     return gradients;

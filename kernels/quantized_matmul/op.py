@@ -1,5 +1,8 @@
 """x · dequantize(w)ᵀ: MLX's kernels on a GPU, C++ of our own on a CPU, where MLX's is a loop over scalars.
 
+The gradient in x, dy · dequantize(w), is MLX's on a GPU; on a CPU, where MLX's is scalar too, BLAS's product with some
+columns of w at a time, in float32: what QLoRA (arXiv 2305.14314) trains through.
+
 On a CPU each group of x is rounded to 16 bits (`cpu.cpp`): to 2⁻¹⁶ of the largest number in the group, so the result
 keeps four to five digits, more than bfloat16 holds.
 """

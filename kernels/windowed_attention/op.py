@@ -51,11 +51,15 @@ def visible(T: int, S: int, window: int | None, documents: mx.array | None = Non
     return mask if documents is None else mask[:, None]
 
 
-def reference(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array, dropout: float = 0.0) -> mx.array:
+def reference(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array, dropout: float = 0.0,
+    key: mx.array | None = None,
+) -> mx.array:  # fmt: skip
     """softmax(scale · q kᵀ, where mask) v in plain MLX, computed in q's dtype with a float32 softmax.
 
     q [B, H, T, D]; k, v [B, Hkv, S, D] with Hkv dividing H (grouped queries); mask [T, S] or [B, 1, T, S], true
-    where a key is seen. `dropout` is the share of attention weights dropped. Returns [B, H, T, D].
+    where a key is seen. `dropout` is the share of attention weights dropped, drawn with `key` (None: MLX's own).
+    Returns [B, H, T, D].
     """
     B, H, T, D = q.shape
     groups = H // k.shape[1]
@@ -69,7 +73,7 @@ def reference(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
     weights = mx.exp(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
     weights = weights * (1 / weights.sum(axis=-1, keepdims=True))
     if dropout > 0:
-        weights = weights * mx.random.bernoulli(1 - dropout, weights.shape) * (1 / (1 - dropout))
+        weights = weights * mx.random.bernoulli(1 - dropout, weights.shape, key) * (1 / (1 - dropout))
     return (weights.astype(v.dtype) @ v).reshape(B, H, T, D)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxgpt import answer, hub, layouts
+from mlxgpt import adapters, answer
 from mlxgpt.answer import Answer, Options
 from mlxgpt.chat import template
 from mlxgpt.errors import Error
@@ -91,12 +91,12 @@ class Conversation:
         self.messages = list(self._opening)
 
 
-def begin(name: str, system: str | None, request: Request, options: Options) -> Conversation:
+def begin(name: str | None, system: str | None, request: Request, options: Options) -> Conversation:
     """A conversation with the model `name` (a folder, an alias, a Hub id). Raises Error, UsageError, where the model
     has no chat template before its weights are read."""
     answer.check(options)
-    folder = hub.resolve(name, check=layouts.describe)
+    folder, adapter = adapters.locate(name, options.adapter)
     chat_template = template.load(folder)
-    model, tokenizer = answer.load(str(folder), options)
+    model, tokenizer = answer.load(str(folder), replace(options, adapter=adapter))
     request = replace(request, closing=answer.closing_ids(folder))
     return Conversation(model, tokenizer, chat_template, request, options, system)

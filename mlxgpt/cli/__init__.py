@@ -5,8 +5,11 @@ import click
 from mlxgpt import __version__
 from mlxgpt.cli.base import Group
 from mlxgpt.cli.complete import complete, evaluate
-from mlxgpt.cli.generate import convert, generate, models
+from mlxgpt.cli.data import data
+from mlxgpt.cli.generate import convert, fuse, generate, models
 from mlxgpt.cli.machine import bench, doctor, kernels
+from mlxgpt.cli.runs import compare, runs
+from mlxgpt.cli.serve import serve
 from mlxgpt.cli.train import configs, train
 
 
@@ -23,5 +26,8 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for verb in (train, generate, complete, evaluate, convert, models, configs, kernels, bench, doctor):
+for verb in (
+    train, data, runs, compare, generate, complete, serve, evaluate, convert, fuse, models, configs, kernels, bench,
+    doctor,
+):  # fmt: skip
     main.add_command(verb)

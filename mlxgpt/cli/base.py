@@ -70,8 +70,11 @@ def print_json(table: dict[str, Any]) -> None:
     click.echo(json.dumps(table, ensure_ascii=False))
 
 
-MODEL = click.option(
-    "--model", "-m", required=True, help="A folder, an alias (`mlxgpt models`), or ORG/NAME[@REVISION] on the Hub."
+MODEL = click.option("--model", "-m", help="A folder, an alias (`mlxgpt models`), or ORG/NAME[@REVISION] on the Hub.")
+ADAPTER = click.option(
+    "--adapter",
+    type=PATH,
+    help="An adapter's folder (`mlxgpt train --lora`); without --model, on its own model.",
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlxgpt.cli.base import PATH, SEED, print_json
+from mlxgpt.cli.base import ADAPTER, PATH, SEED, print_json
 from mlxgpt.errors import UsageError
 
 USING = click.option(
@@ -29,12 +29,13 @@ RATE = click.FloatRange(0, 1)
 @click.option("--multiline", is_flag=True, help="Go on to the end of the block.")
 @USING
 @ROOT
+@ADAPTER
 @click.option("--threshold", type=RATE, help="Print nothing less likely than this to be right.  [default: 0]")
 @click.option("--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
     model: str | None, file: Path | None, line: int | None, column: int | None, multiline: bool, using: Any,
-    root: Path | None, threshold: float | None, false_show: float | None, as_json: bool,
+    root: Path | None, adapter: Path | None, threshold: float | None, false_show: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print what should be inserted at a cursor to finish its line. Without FILE, stdin is the text before it."""
     if threshold is not None and false_show is not None:
@@ -54,7 +55,7 @@ def complete(
     backend.start()
     from mlxgpt.completion.opening import open_suggester
 
-    suggester = open_suggester(model, root, using)
+    suggester = open_suggester(model, root, using, adapter=adapter)
     if false_show is not None:
         threshold = suggester.gate.threshold(false_show)
     document = None if file is None else str(file.absolute())
@@ -84,10 +85,11 @@ def complete(
 )
 @USING
 @ROOT
+@ADAPTER
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     model: str | None, paths: tuple[Path, ...], cursors: int, at: Any, seed: int, examples: int, using: Any,
-    root: Path | None, as_json: bool,
+    root: Path | None, adapter: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a model on held-out files (default: its run's validation split): loss, bits a byte, completions.
 
@@ -99,8 +101,9 @@ def evaluate(
     from mlxgpt import hub, layouts
     from mlxgpt.completion import session
 
-    folder = None if model is None else hub.resolve(model, check=layouts.describe)
-    result = session.evaluate(folder, paths, session.Options(cursors, seed, examples, using, at, root))
+    folder = adapter or (hub.resolve(model, check=layouts.describe) if model else None)
+    base = model if adapter else None
+    result = session.evaluate(folder, paths, session.Options(cursors, seed, examples, using, at, root, base))
     if as_json:
         print_json(result.as_json())
     else:

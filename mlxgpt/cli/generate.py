@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlxgpt.cli.base import DTYPES, MODEL, PATH, QUANTIZE, SEED, print_json, write_now
+from mlxgpt.cli.base import ADAPTER, DTYPES, MODEL, PATH, QUANTIZE, SEED, print_json, write_now
 from mlxgpt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @MODEL
+@ADAPTER
 @click.option("--prompt", "-p", "prompts", multiple=True, help="Text to continue; - reads stdin. Several are batched.")
 @click.option("--prompts", "file", type=PATH, help='A file of prompts, one JSON object with "prompt" a line.')
 @click.option("--max-tokens", "-n", default=256, show_default=True, type=click.IntRange(min=1), help="Most to write.")
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 @click.option("--logprobs", default=0, type=click.IntRange(0, 20), help="With --json: this many alternatives a token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 def generate(
-    model: str, prompts: tuple[str, ...], file: Path | None, max_tokens: int, temperature: float, top_p: float,
-    top_k: int, min_p: float, xtc_probability: float, xtc_threshold: float, repetition_penalty: float,
-    presence_penalty: float, frequency_penalty: float, penalty_context: int, stops: tuple[str, ...], seed: int,
-    dtype: str, quantize: str | None, kv_bits: str | None, draft: str | None, lookup: bool, prompt_cache: Path | None,
-    chat: bool, system: str | None, logprobs: int, as_json: bool,
+    model: str | None, adapter: Path | None, prompts: tuple[str, ...], file: Path | None, max_tokens: int,
+    temperature: float, top_p: float, top_k: int, min_p: float, xtc_probability: float, xtc_threshold: float,
+    repetition_penalty: float, presence_penalty: float, frequency_penalty: float, penalty_context: int,
+    stops: tuple[str, ...], seed: int, dtype: str, quantize: str | None, kv_bits: str | None, draft: str | None,
+    lookup: bool, prompt_cache: Path | None, chat: bool, system: str | None, logprobs: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue a prompt, streaming the text as it is decoded; several prompts are answered side by side."""
     from mlxgpt import backend
@@ -60,6 +61,8 @@ def generate(
     texts = [_stdin() if p == "-" else p.encode("utf-8", "surrogateescape") for p in prompts] + _prompts_in(file)
     if not texts and not chat:
         raise UsageError("there is nothing to continue: give --prompt TEXT, or --prompts FILE")
+    if model is adapter is None:
+        raise UsageError("--model or --adapter says what writes: a folder, an alias (`mlxgpt models`) or a Hub id")
     if chat and (len(texts) > 1 or file or prompt_cache):
         raise UsageError("--chat goes with one --prompt, and neither with --prompts nor with --prompt-cache")
     if system is not None and not chat:
@@ -69,7 +72,7 @@ def generate(
     from mlxgpt.generation.engine import Request
 
     request = Request(max_tokens, sampling, stops, seed, logprobs)
-    options = Options(dtype, quantize, int(kv_bits) if kv_bits else None, draft, lookup, prompt_cache)
+    options = Options(dtype, quantize, int(kv_bits) if kv_bits else None, draft, lookup, prompt_cache, adapter)
     if chat:
         return _chat(model, texts, system, request, options, as_json)
     answers = answer(model, texts, request, options, show=(lambda text: None) if as_json else write_now)
@@ -89,7 +92,7 @@ def generate(
 
 
 def _chat(
-    model: str, prompts: list[bytes], system: str | None, request: "Request", options: "Options", as_json: bool
+    model: str | None, prompts: list[bytes], system: str | None, request: "Request", options: "Options", as_json: bool
 ) -> None:
     from mlxgpt.chat import conversation, prompt
 
@@ -144,6 +147,25 @@ def convert(source: str, target: Path, quantize: str | None, dtype: str | None) 
 
     write(folder, target, backend.compute_dtype(dtype) if dtype else None, CHOICES[quantize] if quantize else None)
     click.echo(f"model {target}")
+
+
+@click.command()
+@click.option(
+    "--model", "-m", metavar="MODEL", help="The model that carries it.  [default: the one it was trained for]"
+)
+@click.option("--adapter", "-a", required=True, type=PATH, help="The adapter's folder.")
+@click.option("--out", "-o", required=True, type=PATH, help="The new model folder.")
+@click.option("--dequantize", is_flag=True, help="Write a quantized model's weights in floating point.")
+def fuse(model: str | None, adapter: Path, out: Path, dequantize: bool) -> None:
+    """Write a model with an adapter's changes in its weights: a folder as any other, for every program."""
+    from mlxgpt import adapters, backend
+
+    folder, beside = adapters.locate(model, adapter)
+    backend.start()
+    from mlxgpt.convert import convert as write
+
+    write(folder, out, adapter=beside, dequantize=dequantize)
+    click.echo(f"model {out}")
 
 
 @click.command()

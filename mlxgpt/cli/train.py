@@ -1,5 +1,6 @@
 """The verbs of training: train, configs."""
 
+import json
 from pathlib import Path
 
 import click
@@ -25,23 +26,50 @@ from mlxgpt.errors import UsageError
     metavar="KEY=VALUE",
     help="Override a key of the recipe, such as train.batch_size=8.",
 )
+@click.option("--mix", multiple=True, metavar="PATH=SHARE", help="Have this share of the training text from elsewhere.")
+@click.option("--batch-size", metavar="N|auto", help="Sequences a pass; auto: a step's, in the fewest that fit memory.")
+@click.option("--init", metavar="MODEL", help="Go on from this model: a folder, an alias (`mlxgpt models`), a Hub id.")
+@click.option("--lora", is_flag=True, help="With --init: train an adapter; --out is then its folder.")
+@click.option("--rank", type=click.IntRange(min=1), help="With --lora: the adapter's rank.  [default: 8]")
+@click.option("--bits", type=click.Choice(["4", "8"]), help="With --lora: quantize the model as it is loaded (QLoRA).")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too, in --out's training/tensorboard.")
 @click.option("--seed", type=SEED, help="Seed of weights, batches and samples.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, with its own recipe.")
+@click.option("--allow-changed-data", is_flag=True, help="With --resume: go on though files of the corpus changed.")
 @click.option("--force", is_flag=True, help="Replace the run that is in --out.")
 def train(
     paths: tuple[Path, ...], config: str | None, out: Path, minutes: float | None, steps: int | None,
-    settings: tuple[str, ...], seed: int | None, resume: bool, force: bool,
+    settings: tuple[str, ...], mix: tuple[str, ...], batch_size: str | None, init: str | None, lora: bool,
+    rank: int | None, bits: str | None, tensorboard: bool, seed: int | None, resume: bool, allow_changed_data: bool,
+    force: bool,
 ) -> None:  # fmt: skip
     """Train a model on files and folders of code; with no PATHS, on this Python's standard library."""
     if minutes and steps:
         raise UsageError("--minutes and --steps exclude each other")
+    if not init and (lora or rank or bits):
+        raise UsageError("--lora, --rank and --bits go with --init MODEL")
+    if (rank or bits) and not lora:
+        raise UsageError("--rank and --bits go with --lora")
     from mlxgpt.training.session import run
 
     overrides = list(settings)
     overrides += [f"train.minutes={minutes}"] if minutes else []
     overrides += [f"train.steps={steps}", "train.minutes=0"] if steps else []
     overrides += [f"train.seed={seed}"] if seed is not None else []
-    run(paths, config, overrides, out, resume=resume, force=force)
+    overrides += _batch(batch_size)
+    overrides += ["train.tensorboard=true"] if tensorboard else []
+    overrides += [f"init.model={json.dumps(init)}", f"init.lora={str(lora).lower()}"] if init else []
+    overrides += [f"init.rank={rank}"] if rank else []
+    overrides += [f"init.bits={bits}"] if bits else []
+    run(paths, config or ("finetune" if init else None), overrides, out, resume, force, mix, allow_changed_data)
+
+
+def _batch(size: str | None) -> list[str]:
+    if size is None or size == "auto":
+        return ["train.auto_batch=true"] if size else []
+    if not size.isdecimal() or int(size) < 1:
+        raise UsageError(f"--batch-size is a number of sequences or auto, not {size!r}")
+    return [f"train.batch_size={size}"]
 
 
 @click.command()

@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mlxgpt import backend, weights
+from mlxgpt import adapters, backend, weights
 from mlxgpt.completion import gate, mixture
 from mlxgpt.completion.cursors import Cursor, pick_cursors
 from mlxgpt.completion.index import Index
-from mlxgpt.completion.settings import Settings
+from mlxgpt.completion.settings import Fim, Settings
 from mlxgpt.completion.suggest import Suggester, Using
+from mlxgpt.config import DataConfig
 from mlxgpt.data.shards import Shards
 from mlxgpt.models import Model
 from mlxgpt.tokenizer import Tokenizer
@@ -24,14 +26,17 @@ SEED = 7001  # of the cursors: not those of `mlxgpt eval`
 
 
 def calibrate(
-    model: Model, tokenizer: Tokenizer, index: Index, documents: Sequence[tuple[str, bytes]], seconds: float
-) -> Settings:
+    model: Model, tokenizer: Tokenizer, index: Index, documents: Sequence[tuple[str, bytes]], seconds: float,
+    fim: Fim = "",
+) -> Settings:  # fmt: skip
     """Settings fitted on held-out `documents` (name, text) that are not in `index`, in about so many seconds.
 
     First the mixture, on tokens that are there; then, with it, a gate for the model alone and for both.
     """
     cursors = pick_cursors(documents, MOST, SEED)
-    settings = Settings(mixture.fit(_observe(Suggester(model, tokenizer, index), cursors, seconds / 3)))
+    first = Settings(fim=fim)
+    suggester = Suggester(model, tokenizer, index, settings=first)
+    settings = replace(first, mixture=mixture.fit(_observe(suggester, cursors, seconds / 3)))
     gates: dict[str, gate.Gate] = {}
     choices: tuple[Using, ...] = ("both", "model")
     for using in choices:
@@ -39,22 +44,29 @@ def calibrate(
         cases = judge(suggester, cursors, seconds / 3)
         if len(cases) >= FEWEST:
             gates[using] = gate.fit(cases)
-    return Settings(settings.mixture, gates)
+    return replace(settings, gates=gates)
 
 
-def calibrate_run(folder: Path, shards: Shards, elapsed: float) -> None:
+def trained_to_infill(data: DataConfig) -> Fim:
+    """How a run with these settings is asked to fill in the middle: with the suffix first, where it has learned to."""
+    return "" if not data.fim_rate else "spm" if data.fim_spm else "psm"
+
+
+def calibrate_run(folder: Path, shards: Shards, elapsed: float, fim: Fim = "") -> None:
     """Calibrate the finished run in `folder` on its held-out files, and keep the settings beside its model.
 
     It takes about a tenth of the `elapsed` seconds of training, from 2 to 12, and the time to index its text. A run
-    without held-out files keeps cautious settings. Raises Error.
+    without held-out files keeps the cautious settings that it began with. Raises Error.
     """
     documents = [(d["name"], shards.tokenizer.decode(ids.tolist())) for d, ids in _documents(shards, "validation")]
     if not documents:
         return
-    model, tokenizer = weights.load_with_tokenizer(folder, backend.compute_dtype())
+    base, adapter = adapters.locate(str(folder))
+    compact = adapter is not None  # what it adapts may be large
+    model, tokenizer = weights.load_with_tokenizer(base, backend.compute_dtype(), compact=compact, adapter=adapter)
     index = Index(tokenizer, MOST_INDEXED)
     index.build_from_tokens((d["path"], ids) for d, ids in _documents(shards, "train"))
-    calibrate(model, tokenizer, index, documents, min(12.0, max(2.0, elapsed / 10))).save(folder)
+    calibrate(model, tokenizer, index, documents, min(12.0, max(2.0, elapsed / 10)), fim).save(folder)
 
 
 def _documents(shards: Shards, split: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -74,7 +86,9 @@ def _observe(suggester: Suggester, cursors: Sequence[Cursor], seconds: float) ->
         if time.perf_counter() > until:
             break
         source = suggester.source(cursor.prefix, cursor.suffix)
-        truth = source.remainder + cursor.truth.encode("utf-8", "surrogateescape") + b"\n"
+        # A middle ends with the closing token, of which the n-grams know nothing, and not with its line's newline.
+        end = b"" if suggester.fim and cursor.suffix.strip() else b"\n"
+        truth = source.remainder + cursor.truth.encode("utf-8", "surrogateescape") + end
         path: tuple[int, ...] = ()
         for token in suggester.tokenizer.encode(truth)[: source.context - len(source.ids)]:
             prediction = source.predict(path)

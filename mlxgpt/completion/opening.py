@@ -2,23 +2,28 @@
 
 from pathlib import Path
 
-from mlxgpt import backend, hub, layouts, weights
+from mlxgpt import adapters, backend, weights
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.settings import Settings
 from mlxgpt.completion.suggest import Suggester, Using, chosen
+from mlxgpt.quantization import CHOICES
 from mlxgpt.tokenizer import Tokenizer
 
 
-def open_suggester(model: str | None, root: Path | None = None, using: Using | None = None) -> Suggester:
-    """The suggester of a model (a folder, an alias, a Hub id) with the settings that lie beside it, and of the project
-    in `root`. Raises Error, UsageError."""
-    using = chosen(using, model is not None)
-    if model is None or using == "ngrams":
+def open_suggester(
+    model: str | None, root: Path | None = None, using: Using | None = None, quantize: str | None = None,
+    adapter: Path | None = None,
+) -> Suggester:  # fmt: skip
+    """The suggester of a model (a folder, an alias, a Hub id), its weights quantized as `quantize` names it, or of an
+    adapter's folder, with the settings that lie beside it, and of the project in `root`. Raises Error, UsageError."""
+    using = chosen(using, model is not None or adapter is not None)
+    if using == "ngrams" or model is adapter is None:
         return Suggester(index=_index(root, None))
-    folder = hub.resolve(model, check=layouts.describe)
-    network, tokenizer = weights.load_with_tokenizer(folder, backend.compute_dtype(), compact=True)
+    folder, adapter = adapters.locate(model, adapter)
+    fewer, dtype = CHOICES[quantize] if quantize else None, backend.compute_dtype()
+    network, tokenizer = weights.load_with_tokenizer(folder, dtype, fewer, compact=True, adapter=adapter)
     index = _index(root, tokenizer) if using != "model" else None
-    return Suggester(network, tokenizer, index, using, Settings.load(folder))
+    return Suggester(network, tokenizer, index, using, Settings.load(adapter or folder))
 
 
 def _index(root: Path | None, tokenizer: Tokenizer | None) -> Index | None:

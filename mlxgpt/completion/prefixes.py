@@ -21,6 +21,7 @@ class Prefix:
     def __init__(self, model: Model) -> None:
         self.decoder = Decoder(model)
         self.computed: list[int] = []
+        self.reused = 0  # of the last prompt's tokens, those that were in the caches
 
     @property
     def nbytes(self) -> int:
@@ -33,6 +34,7 @@ class Prefix:
         `check` is called between pieces of a long prompt, and may raise."""
         wanted = list(ids)
         shared = self.decoder.rewind(min(common_length(self.computed, wanted), len(wanted) - rows))
+        self.reused = shared
         self.computed = wanted[:shared]  # true as well where what follows fails
         last = len(wanted) - (rows if rows > 1 else min(PIECE, len(wanted) - shared))
         for start in range(shared, last, PIECE):

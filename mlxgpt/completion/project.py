@@ -33,8 +33,7 @@ def open_index(
     """
     root = root.resolve()
     path = _place(cache, [str(root), limit], tokenizer)
-    sources, _ = corpus.find([root], RULES)
-    now = {str(s.path): [s.size, s.mtime_ns] for s in sources}
+    sources, now = _look(root)
     try:
         index, then = Index.load(path, tokenizer, limit)
     except Error:
@@ -113,6 +112,28 @@ def update(index: Index, path: Path, root: Path) -> None:
         sources = []
     texts = list(_texts([s for s in sources if str(s.path) == name]))
     index.update(name, texts[0][1] if texts else None)
+
+
+State = dict[str, list[int]]  # size in bytes and time of change (ns) of each file, by its path
+
+
+def state(root: Path) -> State:
+    """The files under `root` that training would read, as they are now. Raises UsageError, Error."""
+    return _look(root.resolve())[1]
+
+
+def changes(root: Path, then: State) -> tuple[State, list[tuple[str, bytes | None]]]:
+    """The files under `root` as they are now, and path and text of each that has changed since `then`: None where it is
+    gone, or no longer worth learning from. Raises UsageError, Error."""
+    sources, now = _look(root.resolve())
+    changed = [s for s in sources if then.get(str(s.path)) != now[str(s.path)]]
+    texts = [(str(s.path), next((text for _, text in _texts([s])), None)) for s in changed]
+    return now, texts + [(name, None) for name in then.keys() - now.keys()]
+
+
+def _look(root: Path) -> tuple[list[corpus.Source], State]:
+    sources, _ = corpus.find([root], RULES)
+    return sources, {str(s.path): [s.size, s.mtime_ns] for s in sources}
 
 
 def _texts(sources: Iterable[corpus.Source]) -> Iterator[tuple[str, bytes]]:

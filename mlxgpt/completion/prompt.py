@@ -12,14 +12,17 @@ from mlxgpt.errors import Error, UsageError
 from mlxgpt.tokenizer import Tokenizer
 
 MOST_HEALED = 8  # tokens taken back at most
+SUFFIX_SHARE = 4  # of a prompt with a suffix, this part at most is the suffix
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to prefill, and the bytes (`remainder`) that the next tokens must begin with."""
+    """Token ids to prefill, and the bytes (`remainder`) that the next tokens must begin with. `before` are the ids that
+    lead up to the cursor in the file, where they are not the last of `ids`."""
 
     ids: list[int]
     remainder: bytes
+    before: list[int] | None = None
 
 
 def build(tokenizer: Tokenizer, prefix: bytes, budget: int) -> Prompt:
@@ -45,6 +48,40 @@ def build(tokenizer: Tokenizer, prefix: bytes, budget: int) -> Prompt:
     if not healed:
         raise Error("there is nothing before the cursor, and this model's tokenizer has no opening token to begin with")
     return Prompt(healed[:1], tokenizer.decode(healed[1:]))
+
+
+def build_infilling(tokenizer: Tokenizer, prefix: bytes, suffix: bytes, budget: int, order: str) -> Prompt:
+    """The prompt for what stands between `prefix` and `suffix`, of a model that was trained to fill in the middle, at
+    most `budget` tokens: up to a quarter for the suffix, as many whole lines of it as fit, the rest for the prefix.
+
+    `order` is "spm", where the suffix comes first, so that while a user types the prompt only grows at its end, or
+    "psm" (arXiv 2207.14255; see `data.fim`). The tokenizer must have the control tokens.
+    """
+    fim = tokenizer.fim
+    assert fim is not None
+    opening = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.opens else []
+    behind = _to_line_end(tokenizer, suffix, budget // SUFFIX_SHARE)
+    room = max(1, budget - len(opening) - 3 - len(behind))
+    window = prefix[-8 * room - 64 :]
+    ids = _from_line_start(tokenizer, tokenizer.encode(window), room)
+    count = _to_heal(tokenizer, ids)
+    before, remainder = ids[: len(ids) - count], tokenizer.decode(ids[len(ids) - count :])
+    if order == "spm":
+        return Prompt([*opening, fim.prefix, fim.suffix, *behind, fim.middle, *before], remainder, [*opening, *before])
+    return Prompt([*opening, fim.prefix, *before, fim.suffix, *behind, fim.middle], remainder, [*opening, *before])
+
+
+def _to_line_end(tokenizer: Tokenizer, suffix: bytes, budget: int) -> list[int]:
+    """The first of the suffix's ids, `budget` at most: of what does not fit, up to the end of a line if they can."""
+    window = suffix[: 8 * budget + 64]
+    ids = tokenizer.encode(window)
+    if len(ids) <= budget and len(window) == len(suffix):
+        return ids
+    ids = ids[:budget]
+    for i in range(len(ids) - 1, len(ids) // 2, -1):
+        if b"\n" in tokenizer.token_bytes[ids[i]]:
+            return ids[: i + 1]
+    return ids
 
 
 def _from_line_start(tokenizer: Tokenizer, ids: list[int], budget: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 import numpy as np
 
-from mlxgpt import backend, files, weights
+from mlxgpt import adapters, backend, files, weights
 from mlxgpt.completion import evaluation, project
 from mlxgpt.completion.cursors import At, Cursor, pick_cursors
 from mlxgpt.completion.index import Index
@@ -43,6 +43,7 @@ class Options:
     using: Using | None = None
     at: At = "anywhere"
     root: Path | None = None
+    base: str | None = None  # the model of an adapter that another one than its own is to carry
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Result:
 
 
 def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Result:
-    """Evaluate on `paths`, or on the validation split of the run in `folder`; prints `options.examples` completions.
+    """Evaluate on `paths`, or on the validation split of the run in `folder`, a model's or an adapter's; prints
+    `options.examples` completions.
 
     The n-grams are those of the run's training files, or of `options.root`, never of what is evaluated on. Raises
     Error, UsageError.
@@ -103,7 +105,9 @@ def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Re
         held_out, loss = _documents(paths, None), None
         suggester = Suggester(using=using, index=_index(None, None, options.root, held_out))
     else:
-        model, tokenizer = weights.load_with_tokenizer(folder, backend.compute_dtype(), compact=True)
+        base, adapter = adapters.locate(options.base, folder) if options.base else adapters.locate(str(folder))
+        dtype = backend.compute_dtype()
+        model, tokenizer = weights.load_with_tokenizer(base, dtype, compact=True, adapter=adapter)
         held_out = from_paths(paths, tokenizer, folder) if paths else from_run(folder, tokenizer)
         recipe = folder / "training" / "recipe.json"
         length = files.read_json(recipe)["train"]["sequence_length"] if recipe.is_file() else LENGTH

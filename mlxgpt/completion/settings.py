@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mlxgpt import files
 from mlxgpt.completion.gate import Gate, Point
 from mlxgpt.completion.mixture import CAUTIOUS, Mixture
 from mlxgpt.errors import Error
 
+Fim = Literal["", "psm", "spm"]
 NAME = "completion.json"
 FORMAT = 1
 # The n-grams alone need no model, and so no run that could have calibrated them: fitted to 1,494 suggestions in files
@@ -28,10 +29,12 @@ NGRAMS_ALONE = Gate(
 
 @dataclass(frozen=True)
 class Settings:
-    """How model and n-grams are mixed, and a gate for each `--using`."""
+    """How model and n-grams are mixed, a gate for each `--using`, and how the model was trained to fill in the middle:
+    "" is not at all, None as its tokenizer's control tokens suggest."""
 
     mixture: Mixture = field(default_factory=Mixture)
     gates: dict[str, Gate] = field(default_factory=dict)
+    fim: Fim | None = None
 
     def gate(self, using: str) -> Gate:
         """The gate for suggestions made `using` this."""
@@ -39,7 +42,7 @@ class Settings:
 
     def save(self, folder: Path) -> None:
         """Write them into a model folder. Raises Error."""
-        table: dict[str, Any] = {"format": FORMAT, "mixture": list(self.mixture.weights)}
+        table: dict[str, Any] = {"format": FORMAT, "mixture": list(self.mixture.weights), "fim": self.fim}
         files.write_json(folder / NAME, table | {"gates": {name: g.as_json() for name, g in self.gates.items()}})
 
     @classmethod
@@ -52,6 +55,9 @@ class Settings:
             weights = tuple(float(w) for w in table["mixture"])
             if table["format"] != FORMAT or len(weights) != len(CAUTIOUS):
                 raise ValueError("another format")
-            return cls(Mixture(weights), {name: Gate.from_json(g) for name, g in table["gates"].items()})
+            if table.get("fim") not in (None, *get_args(Fim)):
+                raise ValueError(f"fim {table['fim']!r}")
+            gates = {name: Gate.from_json(g) for name, g in table["gates"].items()}
+            return cls(Mixture(weights), gates, table.get("fim"))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise Error(f"{folder / NAME} is damaged ({error}): delete it, or train again") from None

@@ -30,16 +30,18 @@ class Source:
     """The distribution after a prompt and any continuation of it, each computed once.
 
     `ids` is the prompt, `remainder` the bytes that a continuation must first spell. Without a `prefix` (the model and
-    its caches) the n-grams speak alone, without `ngrams` the model. The n-grams also draft: where they are sure of the
+    its caches) the n-grams speak alone, without `ngrams` the model; `before` is what they go by, where the prompt does
+    not end with it. The n-grams also draft: where they are sure of the
     next tokens, the model computes several in one pass, which changes nothing but the time.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, ids: list[int], remainder: bytes, prefix: Prefix | None,
         ngrams: Interpolation | None, mixture: Mixture, speakable: np.ndarray, context: int = 1 << 30,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None, before: list[int] | None = None,
     ) -> None:  # fmt: skip
         self.tokenizer, self.ids, self.remainder = tokenizer, ids, remainder
+        self.before = ids if before is None else before
         self.prefix, self.ngrams, self.mixture, self.context = prefix, ngrams, mixture, context
         self.check, self._speakable = check, speakable
         self._logits: dict[Path, np.ndarray] = {}
@@ -82,7 +84,7 @@ class Source:
         if path not in self._predictions:
             allowed = self._allowed(path)
             self._predictions[path] = (
-                self.ngrams.predict([*self.ids, *path], None if allowed is None else set(allowed))
+                self.ngrams.predict([*self.before, *path], None if allowed is None else set(allowed))
                 if self.ngrams is not None
                 else Prediction([], [], 0, 0.0)
             )

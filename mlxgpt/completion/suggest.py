@@ -2,8 +2,9 @@
 
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,8 +18,9 @@ from mlxgpt.completion.ngram import BOUNDARY, BUFFER_WEIGHT, Interpolation, Segm
 from mlxgpt.completion.postprocess import LINE_END, text_of, trim
 from mlxgpt.completion.prefixes import Cancelled, Prefixes
 from mlxgpt.completion.search import Path, best_first
-from mlxgpt.completion.settings import Settings
+from mlxgpt.completion.settings import Fim, Settings
 from mlxgpt.completion.sources import Source
+from mlxgpt.completion.spelling import Part, spelled_by, without
 from mlxgpt.errors import UsageError
 from mlxgpt.models import Model
 from mlxgpt.tokenizer import Tokenizer
@@ -30,6 +32,18 @@ EXPANSIONS = 40  # paths followed before the best of them is finished greedily
 # Against the likeliest line of all (0) a point less of exact match, and two points more of the characters completed.
 PATIENCE = 0.3
 MEMORY = 256 << 20  # bytes of model state kept for the documents in use
+DOCUMENTS = 64  # whose last suggestion is remembered, for when it is typed along
+SNIPPETS = 64  # texts from elsewhere whose n-grams are remembered: a client sends the same ones again and again
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a suggestion took: tokens of its prompt, how many of them were computed before, and milliseconds for the
+    rest of them."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    prompt_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,8 @@ class Suggestion:
 
     `mean_logprob` (nats) is over its `tokens`, given the characters that were there; `confidence` is how likely it is
     to be what the user would have typed; `latency_ms` runs from the request to the answer. `hidden` is what would have
-    been inserted, had its confidence reached the threshold.
+    been inserted, had its confidence reached the threshold. `parts` are the texts that its tokens spell, of which
+    `hidden` consists, with their log-probabilities.
     """
 
     completion: str
@@ -49,15 +64,17 @@ class Suggestion:
     reason: str | None = None
     hidden: str = ""
     evidence: Evidence | None = None
+    parts: tuple[Part, ...] = ()
+    work: Work = Work()
 
 
 @dataclass(frozen=True)
 class Last:
-    """What was suggested last for a document, and where."""
+    """What was suggested last for a document, where, and what it depends on beside the place."""
 
     prefix: bytes
     suffix: bytes
-    multiline: bool
+    asked: tuple
     suggestion: Suggestion
 
 
@@ -85,9 +102,11 @@ class Suggester:
         self.index = index
         self.settings = settings or Settings()
         self.gate = self.settings.gate(self.using)
+        self.fim = self._infills()
         self.prefixes = None if self.model is None else Prefixes(self.model, memory)
         self._buffer: tuple[bytes, bytes, Segment] | None = None
-        self._last: dict[str, Last] = {}
+        self._last: OrderedDict[str, Last] = OrderedDict()
+        self._snippets: OrderedDict[bytes, Segment] = OrderedDict()
         table = self.tokenizer.token_bytes
         # Ids that may be suggested: text, and the token that ends a document.
         self._speakable = np.array([i for i, b in enumerate(table) if b or i == self.tokenizer.eos_id])
@@ -95,12 +114,14 @@ class Suggester:
     def suggest(
         self, prefix: bytes, suffix: bytes = b"", max_tokens: int = MAX_TOKENS, *, document: str | None = None,
         multiline: bool = False, threshold: float = 0.0, cancelled: Callable[[], bool] = lambda: False,
+        enough: Callable[[], bool] = lambda: False, extra: Sequence[bytes] = (),
     ) -> Suggestion:  # fmt: skip
         """The rest of the line, or with `multiline` of the block, at a cursor between `prefix` and `suffix`.
 
         `document` names the buffer: its state is kept apart, what was suggested for it is not computed again while it
         is typed, and its text in the project's index gives way to the buffer. `cancelled` is asked before every pass
-        of the model. Below `threshold` in confidence nothing is shown. Raises Error.
+        of the model, `enough` after each line of a block, which it can end there. The n-grams also know the texts of
+        `extra`. Below `threshold` in confidence nothing is shown. Raises Error.
         """
         start = time.perf_counter()
 
@@ -111,17 +132,30 @@ class Suggester:
             if cancelled():
                 raise Cancelled
 
-        if document is not None and (typed := self._typed_along(document, prefix, suffix, multiline)) is not None:
+        asked = multiline, max_tokens, tuple(extra)
+        if document is not None and (typed := self._typed_along(document, prefix, suffix, asked)) is not None:
             return self._gated(typed, threshold, start)
         try:
-            source = self.source(prefix, suffix, document, check)
-            found = self._lines(source, prefix, suffix, max_tokens, multiline)
+            source = self.source(prefix, suffix, document, check, extra)
+            found = self._lines(source, prefix, max_tokens, lambda: multiline and not enough())
         except Cancelled:
             return nothing("cancelled")
         answer = self._answer(source, found, prefix, suffix, multiline)
         if document is not None:
-            self._last[document] = Last(prefix, suffix, multiline, answer)
+            _remember(self._last, document, Last(prefix, suffix, asked, answer), DOCUMENTS)
         return self._gated(answer, threshold, start)
+
+    def update(self, name: str, data: bytes | None) -> None:
+        """A document of the project is new, has changed, or (None) is gone: what was suggested may be so no more."""
+        if self.index is not None:
+            self.index.update(name, data)
+            self._last.clear()
+
+    def _infills(self) -> Fim:
+        """How the model fills in the middle: a model that nothing is said of does, as most, where there are tokens."""
+        if self.model is None or self.tokenizer.fim is None:
+            return ""
+        return "psm" if self.settings.fim is None else self.settings.fim
 
     def _gated(self, answer: Suggestion, threshold: float, start: float) -> Suggestion:
         """The answer, or nothing where its confidence is too low; timed."""
@@ -129,14 +163,12 @@ class Suggester:
         if shown and answer.confidence < threshold:
             shown, reason = "", f"confidence {answer.confidence:.2f} is below the threshold {threshold:.2f}"
         latency = 1000 * (time.perf_counter() - start)
-        return Suggestion(
-            shown, answer.tokens, answer.mean_logprob, latency, answer.confidence, reason, hidden, answer.evidence
-        )
+        return replace(answer, completion=shown, latency_ms=latency, reason=reason, hidden=hidden)
 
-    def _typed_along(self, document: str, prefix: bytes, suffix: bytes, multiline: bool) -> Suggestion | None:
+    def _typed_along(self, document: str, prefix: bytes, suffix: bytes, asked: tuple) -> Suggestion | None:
         """What is left of the last suggestion, where the user has typed the beginning of it since."""
         last = self._last.get(document)
-        if last is None or not last.suggestion.completion or (last.suffix, last.multiline) != (suffix, multiline):
+        if last is None or not last.suggestion.completion or (last.suffix, last.asked) != (suffix, asked):
             return None
         whole = last.prefix + last.suggestion.completion.encode()
         if not (len(last.prefix) <= len(prefix) < len(whole) and whole.startswith(prefix)):
@@ -145,46 +177,63 @@ class Suggester:
         old = last.suggestion
         if not rest.strip():
             return None
-        return Suggestion(rest, old.tokens, old.mean_logprob, 0.0, old.confidence, evidence=old.evidence)
+        parts = without(old.parts, len(old.completion) - len(rest))
+        return Suggestion(rest, old.tokens, old.mean_logprob, 0.0, old.confidence, evidence=old.evidence, parts=parts)
 
     def source(
-        self, prefix: bytes, suffix: bytes, document: str | None = None, check: Callable[[], None] = lambda: None
-    ) -> Source:
+        self, prefix: bytes, suffix: bytes, document: str | None = None, check: Callable[[], None] = lambda: None,
+        extra: Sequence[bytes] = (),
+    ) -> Source:  # fmt: skip
         """What is known about the place between `prefix` and `suffix`. Raises Error."""
-        ngrams = None if self.using == "model" else self._ngrams(prefix, suffix, document)
+        ngrams = None if self.using == "model" else self._ngrams(prefix, suffix, document, extra)
         if isinstance(self.tokenizer, Lexer):
             ids, remainder = self.tokenizer.split(prefix)
-            context = 1 << 30
+            context, before = 1 << 30, None
         else:
             context = self.model.config.context if self.model is not None else 1 << 10
             budget = max(1, context // 2, context - MAX_TOKENS - prompts.MOST_HEALED)
-            built = prompts.build(self.tokenizer, prefix, budget)
-            ids, remainder = built.ids, built.remainder
+            if self.fim and suffix.strip():
+                built = prompts.build_infilling(self.tokenizer, prefix, suffix, budget, self.fim)
+            else:
+                built = prompts.build(self.tokenizer, prefix, budget)
+            ids, remainder, before = built.ids, built.remainder, built.before
         state = None if self.prefixes is None else self.prefixes.of(document or "")
         mixture = self.settings.mixture
-        return Source(self.tokenizer, ids, remainder, state, ngrams, mixture, self._speakable, context, check)
+        return Source(self.tokenizer, ids, remainder, state, ngrams, mixture, self._speakable, context, check, before)
 
-    def _ngrams(self, prefix: bytes, suffix: bytes, document: str | None) -> Interpolation:
-        """The n-grams of the buffer but for the cursor's line, and of the project but for this document."""
+    def _ngrams(self, prefix: bytes, suffix: bytes, document: str | None, extra: Sequence[bytes]) -> Interpolation:
+        """The n-grams of the buffer but for the cursor's line, of `extra`, and of the project but for this document."""
         before = prefix[: prefix.rfind(b"\n") + 1][-MOST_BUFFER:]
         after = suffix[suffix.find(b"\n") + 1 :][:MOST_BUFFER] if b"\n" in suffix else b""
         if self._buffer is None or self._buffer[:2] != (before, after):
-            read = self.tokenizer.learn if isinstance(self.tokenizer, Lexer) else self.tokenizer.document
             closing = -1 if self.tokenizer.eos_id is not None else None
             opening = 0 if self.tokenizer.bos_id is None else 1
-            ids = [BOUNDARY, *read(before)[:closing], BOUNDARY, *read(after)[opening:]]
+            ids = [BOUNDARY, *self._read(before)[:closing], BOUNDARY, *self._read(after)[opening:]]
             self._buffer = before, after, Segment(np.array(ids, np.int32))
         segments = [(self._buffer[2], BUFFER_WEIGHT)]
+        for text in dict.fromkeys(extra):
+            found = self._snippets.get(text)
+            if found is None:
+                found = Segment(np.array([BOUNDARY, *self._read(text)], np.int32))
+            _remember(self._snippets, text, found, SNIPPETS)
+            segments.append((found, 1.0))
         if self.index is not None:
             self.index.hide(document)
             segments += [(segment, 1.0) for segment in self.index.segments]
         return Interpolation(segments)
 
-    def _lines(self, source: Source, prefix: bytes, suffix: bytes, max_tokens: int, multiline: bool) -> "_Decoded":
-        """The likeliest line, and with `multiline` the lines after it while the block goes on."""
+    def _read(self, text: bytes) -> list[int]:
+        """A document's ids, for the n-grams."""
+        return self.tokenizer.learn(text) if isinstance(self.tokenizer, Lexer) else self.tokenizer.document(text)
+
+    def _lines(self, source: Source, prefix: bytes, max_tokens: int, further: Callable[[], bool]) -> "_Decoded":
+        """The likeliest line, and the lines after it while the block goes on and `further` ones are wanted."""
         most = min(max_tokens, source.context - len(source.ids))
+        work = Work()
         if source.prefix is not None:
+            start = time.perf_counter()
             source.probabilities(())  # the prompt is computed even where there is no room to go on
+            work = Work(len(source.ids), source.prefix.reused, 1000 * (time.perf_counter() - start))
         before = prefix[prefix.rfind(b"\n") + 1 :]
         path: Path = ()
         margin = 0.0
@@ -204,8 +253,8 @@ class Suggester:
             margin = found.margin if not done else margin
             lines = re.split(rb"\r?\n", source.bytes_of(path))[:-1]
             over = not found.ended or path[-1] == self.tokenizer.eos_id
-            if not multiline or over or most <= 0 or not postprocess.goes_on(before, lines):
-                return _Decoded(path, margin)
+            if over or most <= 0 or not further() or not postprocess.goes_on(before, lines):
+                return _Decoded(path, margin, work)
 
     def _answer(self, source: Source, found: "_Decoded", prefix: bytes, suffix: bytes, multiline: bool) -> Suggestion:
         """What is inserted of what was decoded, and the evidence for it."""
@@ -221,8 +270,10 @@ class Suggester:
         )  # fmt: skip
         mean = evidence.logprob / max(1, len(tokens))
         confidence = self.gate.confidence(evidence) if text else 0.0
+        parts = spelled_by([self.tokenizer.token_bytes[i] for i in found.path], logprobs, len(source.remainder), text)
+        reason = None if text else _why_nothing(data, tokens)
         return Suggestion(
-            text, len(tokens), mean, 0.0, confidence, None if text else _why_nothing(data, tokens), evidence=evidence
+            text, len(tokens), mean, 0.0, confidence, reason, evidence=evidence, parts=parts, work=found.work
         )
 
 
@@ -230,6 +281,15 @@ class Suggester:
 class _Decoded:
     path: Path
     margin: float
+    work: Work
+
+
+def _remember(table: OrderedDict, name: object, value: object, most: int) -> None:
+    """Put a value into a table of `most` at most, which forgets those it was given longest ago."""
+    table.pop(name, None)
+    table[name] = value
+    while len(table) > most:
+        table.popitem(last=False)
 
 
 def _why_nothing(data: bytes, tokens: Sequence) -> str:

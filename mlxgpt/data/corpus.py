@@ -12,7 +12,8 @@ import re
 import stat
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +21,8 @@ from typing import Literal, NamedTuple
 from rensa import RMinHash, RMinHashLSH
 
 from mlxgpt.config import DataConfig
-from mlxgpt.data import gitignore
+from mlxgpt.data import gitignore, imports
+from mlxgpt.data.skipped import Skipped
 from mlxgpt.errors import Error, UsageError
 
 Split = Literal["train", "validation"]
@@ -112,10 +114,10 @@ def _cut(block: bytes) -> int:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of both splits, sorted by name, and how many files were left out for each reason."""
+    """The documents of both splits, in the order that `data.order` asks for, and what was left out."""
 
     documents: list[Document]
-    skipped: dict[str, int]
+    skipped: Skipped
 
     def split(self, name: Split) -> list[Document]:
         """The documents of one split."""
@@ -127,8 +129,8 @@ def default_paths() -> list[Path]:
     return [Path(sysconfig.get_path("stdlib"))]
 
 
-def find(paths: Iterable[str | Path], config: DataConfig) -> tuple[list[Source], Counter[str]]:
-    """List the files under `paths`, sorted by name, and count those left out without reading them, by reason.
+def find(paths: Iterable[str | Path], config: DataConfig) -> tuple[list[Source], Skipped]:
+    """List the files under `paths`, sorted by name, and those left out without reading them, by reason.
 
     No paths at all: the library code among `default_paths()`. An ignored folder counts as one file. Raises
     `UsageError` for a path that is missing or neither file nor folder, `Error` for one that cannot be read.
@@ -140,7 +142,7 @@ def find(paths: Iterable[str | Path], config: DataConfig) -> tuple[list[Source],
     for path, info in stats.items():
         if stat.S_ISREG(info.st_mode):
             found.setdefault(os.path.realpath(path), (path, "", info, True))
-    skipped: Counter[str] = Counter()
+    skipped = Skipped()
     visited: set[str] = set()
     for path, info in stats.items():
         root = os.path.realpath(path)
@@ -152,7 +154,7 @@ def find(paths: Iterable[str | Path], config: DataConfig) -> tuple[list[Source],
             except OSError:  # it is gone since
                 continue
             if reason := _reason_by_stat(entry.name, info.st_size, config):
-                skipped[reason] += 1
+                skipped.add(reason, entry.path)
             else:
                 found[entry.path] = (path, os.path.relpath(entry.path, root), info, False)
     names = _names([(path, rest) for path, rest, _, _ in found.values()])
@@ -180,7 +182,7 @@ def _stat(path: Path) -> os.stat_result:
     return info
 
 
-def _walk(root: str, visited: set[str], skipped: Counter[str], library: bool) -> Iterator[os.DirEntry[str]]:
+def _walk(root: str, visited: set[str], skipped: Skipped, library: bool) -> Iterator[os.DirEntry[str]]:
     """The regular files under `root`, a real path; symbolic links are counted, never followed."""
     # The library is read wherever it lies: a home folder under git may well ignore everything.
     folders = [(root, [] if library else gitignore.rules_above(root))]
@@ -195,7 +197,7 @@ def _walk(root: str, visited: set[str], skipped: Counter[str], library: bool) ->
         except OSError:
             if folder == root:
                 raise Error(f"cannot read the folder {root}: check its permissions") from None
-            skipped["unreadable"] += 1
+            skipped.add("unreadable", folder)
             continue
         if folder != root and any(entry.name == "pyvenv.cfg" for entry in entries):
             continue
@@ -205,9 +207,9 @@ def _walk(root: str, visited: set[str], skipped: Counter[str], library: bool) ->
             if entry.name == ".git" or (is_folder and _skips_folder(entry.name, library)):
                 continue
             if entry.is_symlink():
-                skipped["symbolic link"] += 1
+                skipped.add("symbolic link", entry.path)
             elif gitignore.ignored(entry.path, is_folder, rules):
-                skipped["ignored by .gitignore"] += 1
+                skipped.add("ignored by .gitignore", entry.path)
             elif is_folder:
                 folders.append((entry.path, rules))
             elif entry.is_file(follow_symlinks=False):
@@ -284,7 +286,7 @@ class NearDuplicates:
         rows = [r for r in (1, 2, 4, 8, 16) if (1 - threshold**r) ** (PERMUTATIONS // r) < 1e-3] or [1]
         self.threshold = threshold
         self.index = RMinHashLSH(threshold, PERMUTATIONS, PERMUTATIONS // rows[-1])
-        self.kept: list[RMinHash] = []
+        self.kept: list[tuple[RMinHash, str]] = []
 
     def sketch(self, text: bytes) -> RMinHash:
         """The MinHash of the text's shingles."""
@@ -294,51 +296,64 @@ class NearDuplicates:
         sketch.update(map(b" ".join, runs) if len(tokens) >= SHINGLE_TOKENS else [b" ".join(tokens)])
         return sketch
 
-    def has(self, sketch: RMinHash) -> bool:
-        """Whether a kept text is this similar, by the estimate of the whole sketch."""
-        return any(sketch.jaccard(self.kept[i]) >= self.threshold for i in self.index.query(sketch))
+    def like(self, sketch: RMinHash) -> str | None:
+        """The name of a kept text that is this similar, by the estimate of the whole sketch."""
+        alike = (self.kept[i] for i in sorted(self.index.query(sketch)))
+        return next((name for kept, name in alike if sketch.jaccard(kept) >= self.threshold), None)
 
-    def keep(self, sketch: RMinHash) -> None:
+    def keep(self, sketch: RMinHash, name: str) -> None:
         """Compare later texts with this one."""
         self.index.insert(len(self.kept), sketch)
-        self.kept.append(sketch)
+        self.kept.append((sketch, name))
 
 
-def collect(sources: Iterable[Source], skipped: Mapping[str, int], config: DataConfig) -> Corpus:
+def collect(
+    sources: Iterable[Source], skipped: Mapping[str, int], config: DataConfig,
+    known: Sequence[tuple[str, Path]] = (),
+) -> Corpus:  # fmt: skip
     """Read the files in the order of their names, keep text that people wrote and that is new, and split it.
 
-    Raises `Error` when a file the user named cannot be used, and when nothing is kept.
+    Text that is among the files `known` (hash and path of each), or nearly so, is not new. Raises `Error` when a file
+    the user named cannot be used, and when nothing is kept.
     """
-    count = Counter(skipped)
+    left_out = Skipped(skipped)
     documents: dict[str, Document] = {}
+    held = {sha256: str(path) for sha256, path in known}
     near = NearDuplicates(config.near_duplicates) if config.near_duplicates else None
+    if near:
+        for path in held.values():
+            with suppress(OSError), open(path, "rb") as file:
+                near.keep(near.sketch(file.read(BLOCK_BYTES)), path)
     for source in sorted(sources, key=lambda source: source.name):
         try:
             scan = _scan(source.path)
         except OSError as error:
             if source.explicit:
                 raise Error(f"cannot read {source.path}: {error.strerror}") from None
-            count["unreadable"] += 1
+            left_out.add("unreadable", str(source.path))
             continue
         if source.explicit and scan.unfit:
             raise Error(f"cannot learn from {source.path}: it is {scan.unfit}; give UTF-8 text")
         reason = scan.unfit or (None if source.explicit else _reason_by_content(scan.head))
-        reason = reason or ("duplicate" if scan.sha256 in documents else None)
+        more = "" if reason else held.get(scan.sha256, "")
+        reason = reason or ("duplicate" if more else None)
         if near and not reason:
             sketch = near.sketch(scan.head)
-            if not source.explicit and near.has(sketch):
-                reason = "near duplicate"
-            else:
-                near.keep(sketch)
+            more = "" if source.explicit else near.like(sketch) or ""
+            reason = "near duplicate" if more else None
+            if not reason:
+                near.keep(sketch, str(source.path))
         if reason:
-            count[reason] += 1
+            left_out.add(reason, str(source.path), more and f"of {more}")
         else:
+            held[scan.sha256] = str(source.path)
             documents[scan.sha256] = Document(source.name, source.path, scan.sha256, 0, scan.size, "train")
     if not documents:
-        left_out = ", ".join(f"{n} {reason}" for reason, n in count.most_common())
-        why = f"left out {left_out}" if left_out else "no file was found"
+        counts = ", ".join(f"{n} {reason}" for reason, n in left_out.most_common())
+        why = f"left out {counts}" if counts else "no file was found"
         raise Error(f"no text to learn from: {why}; give other files or folders")
-    return Corpus(_hold_out(list(documents.values()), config), dict(count))
+    split = _hold_out(list(documents.values()), config)
+    return Corpus(imports.in_order(split) if config.order == "imports" else split, left_out)
 
 
 def _hold_out(documents: list[Document], config: DataConfig) -> list[Document]:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,43 @@ import numpy as np
 
 from mlxgpt import files
 from mlxgpt import tokenizer as tokenizers
-from mlxgpt.config import DataConfig, TokenizerConfig
+from mlxgpt.config import DataConfig, TokenizerConfig, require
 from mlxgpt.data import corpus
 from mlxgpt.errors import Error
 
+# Keys that say what is done with the tokens: whatever they are, the files are the same.
+WHEN_READ: dict[str, Any] = {"fim_spm": 0.0, "isolate_documents": False}
 FORMAT = 1  # raise it when the files or what goes into them change
 KEEP = 16  # corpora kept in the cache, the least recently used go first
 ABANDONED = 7 * 86400  # seconds after which a folder that is still being written is taken for a leftover
 SPLITS: tuple[corpus.Split, ...] = ("train", "validation")
+Mix = tuple[Path, Fraction]  # another corpus, and its share of what is trained on
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Tokens of both splits on disk, `manifest` (plain tables) and the tokenizer that made them."""
+    """Tokens of both splits on disk, `manifest` (plain tables) and the tokenizer that made them.
+
+    `mixed`: other corpora in the same tokens, each with its share of what is trained on.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     tokenizer: tokenizers.Tokenizer
+    mixed: tuple[tuple["Shards", Fraction], ...] = ()
 
     def tokens(self, split: str) -> np.ndarray:
         """All tokens of a split, one after the other: a read-only memory map, uint16 or uint32 [n]."""
         return read_tokens(self.folder / f"{split}.bin", self.manifest["dtype"])
+
+    def starts(self, split: str) -> np.ndarray:
+        """Where each document of a split begins among its tokens: int64 [documents]."""
+        counts = [d["tokens"] for d in self.manifest["sources"] if d["split"] == split]
+        return np.cumsum([0, *counts[:-1]], dtype=np.int64)
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of its data: the manifest, and those of what is mixed in."""
+        return self.manifest | {"mix": [{"share": str(share)} | other.manifest for other, share in self.mixed]}
 
     def bytes_in(self, split: str) -> int:
         """Bytes of text behind a split's tokens."""
@@ -51,21 +68,61 @@ def read_tokens(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def prepare(paths: Sequence[Path], data: DataConfig, tokenizer: TokenizerConfig, cache: Path) -> tuple[Shards, bool]:
-    """The shards of `paths`, and whether they were there already. Raises Error, UsageError.
+def shares(mix: Sequence[str]) -> list[Mix]:
+    """Paths and shares of what `--mix PATH=SHARE` asks for. Raises UsageError."""
+    mixed = []
+    for each in mix:
+        path, _, text = each.rpartition("=")
+        try:
+            share = Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        require(bool(path) and 0 < share < 1, f"--mix takes PATH=SHARE, a share between 0 and 1, not '{each}'")
+        mixed.append((Path(path), share))
+    require(sum(share for _, share in mixed) < 1, "--mix: the shares leave nothing for the corpus itself")
+    return mixed
+
+
+def prepare(
+    paths: Sequence[Path], data: DataConfig, tokenizer: TokenizerConfig, cache: Path, mix: Sequence[Mix] = (),
+    ready: tokenizers.Tokenizer | None = None,
+) -> tuple[Shards, bool]:  # fmt: skip
+    """The shards of `paths`, with those of `mix`, and whether they were there already. Raises Error, UsageError.
 
     The key is every source's path, size and modification time with the recipe's two sections: a second run stats
-    the files and reads none.
+    the files and reads none. A `ready` tokenizer takes the place of the one that the recipe asks for. What is mixed in
+    has no text that is among `paths`, so that none is learned that is held out, and is all trained on.
     """
+    shards, cached = _prepare(paths, data, ready or tokenizer, cache, [])
+    known = [(d["sha256"], Path(d["path"])) for d in shards.manifest["sources"]]
+    mixed = []
+    for path, share in mix:
+        whole = dataclasses.replace(data, validation_fraction=0.0)
+        other, its = _prepare([path], whole, shards.tokenizer, cache, known)
+        mixed.append((other, share))
+        cached = cached and its
+    return dataclasses.replace(shards, mixed=tuple(mixed)), cached
+
+
+def _prepare(
+    paths: Sequence[Path], data: DataConfig, tokenizer: TokenizerConfig | tokenizers.Tokenizer, cache: Path,
+    known: Sequence[tuple[str, Path]],
+) -> tuple[Shards, bool]:  # fmt: skip
+    """One corpus, without the texts `known` (their hashes and files) and what is nearly one of them."""
     sources, skipped = corpus.find(paths, data)
     identity = [[str(s.path), s.size, s.mtime_ns, s.explicit] for s in sources]
-    if tokenizer.path:
-        identity += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in _files(Path(tokenizer.path))]
-    recipe = [FORMAT, dataclasses.asdict(data), dataclasses.asdict(tokenizer), identity]
+    if isinstance(tokenizer, TokenizerConfig):
+        its: Any = dataclasses.asdict(tokenizer)
+        if tokenizer.path:
+            identity += [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in _files(Path(tokenizer.path))]
+    else:
+        its = tokenizer.fingerprint()
+    rules = dataclasses.asdict(dataclasses.replace(data, fim_rate=float(data.fim_rate > 0), **WHEN_READ))
+    recipe = [FORMAT, rules, its, identity, *([[sha256 for sha256, _ in known]] if known else [])]
     folder = cache / "corpora" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:20]
     if shards := _open(folder):
         return shards, True
-    shards = build(corpus.collect(sources, skipped, data), tokenizer, folder)
+    shards = build(corpus.collect(sources, skipped, data, known), tokenizer, folder, fim=data.fim_rate > 0)
     _prune(folder.parent)
     return shards, False
 
@@ -93,12 +150,18 @@ def _files(path: Path) -> list[Path]:
     return [place for place in places if place.is_file()]
 
 
-def build(documents: corpus.Corpus, config: TokenizerConfig, folder: Path) -> Shards:
-    """Train the tokenizer, write both splits and the manifest; `folder` appears whole or not at all. Raises Error.
+def build(
+    documents: corpus.Corpus, config: TokenizerConfig | tokenizers.Tokenizer, folder: Path, fim: bool = False
+) -> Shards:  # fmt: skip
+    """Train the tokenizer, with control tokens for `fim`, or take a ready one, and write both splits and the manifest;
+    `folder` appears whole or not at all. Raises Error.
 
     What else was at `folder` goes, but for the same shards, when another process was quicker to write them.
     """
-    tokenizer = tokenizers.make(config, sample(documents, config))
+    if isinstance(config, TokenizerConfig):
+        tokenizer = tokenizers.make(config, sample(documents, config), fim)
+    else:
+        tokenizer = config
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -48,15 +48,41 @@ class Rows:
             for i in range(len(first.caches))
         ]
 
+    def add(self, decoder: Decoder) -> None:
+        """Another row, the last: what a prefilled decoder holds, which stays its own."""
+        joining = [cache.buffers for cache in decoder.caches]
+        capacity = max(self.capacity, decoder.caches[0].capacity)
+        self._buffers = [
+            [mx.concatenate([_with_capacity(b, capacity) for b in pair], axis=0) for pair in zip(*layer, strict=True)]
+            for layer in zip(self._buffers, joining, strict=True)
+        ]
+        self.positions.append(decoder.position)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows alone, in this order."""
+        which = mx.array(list(rows), mx.int32)
+        self._buffers = [[mx.take(b, which, axis=0) for b in layer] for layer in self._buffers]
+        self.positions = [self.positions[i] for i in rows]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that each row has room for."""
+        return self._buffers[0][0].shape[2]
+
     def step(self, tokens: list[int]) -> mx.array:
         """Append one token to each row; returns the logits [B, V] after them. Lazy."""
-        capacity = self._buffers[0][0].shape[2]
+        capacity = self.capacity
         if max(self.positions) >= capacity and capacity != self._limit:
             self._buffers = [[grown(b, min(STEP, (self._limit or 1 << 62) - capacity)) for b in layer]
                              for layer in self._buffers]  # fmt: skip
         logits, self._buffers = self._step(mx.array(tokens), mx.array(self.positions), self._buffers)
         self.positions = [p + 1 for p in self.positions]
         return logits
+
+
+def _with_capacity(buffer: mx.array, capacity: int) -> mx.array:
+    room = capacity - buffer.shape[2]
+    return grown(buffer, room) if room > 0 else buffer
 
 
 def generate(

@@ -13,7 +13,7 @@ from mlxgpt.config import key, require
 from mlxgpt.kernels.attention import causal_attention
 from mlxgpt.kernels.gelu import gelu
 from mlxgpt.models.cache import Cache, Caches, Slot
-from mlxgpt.models.layers import Embedding, Linear, added, normal_
+from mlxgpt.models.layers import Dropout, Embedding, Linear, added, next_key, normal_, through
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,15 @@ class Attention(nn.Module):
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def __call__(self, x: mx.array, cache: Cache | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None = None, documents: mx.array | None = None) -> mx.array:
         B, T, C = x.shape
         D = C // self.n_head
         qkv = self.c_attn(x).reshape(B, T, 3, self.n_head, D)
         q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # [B, H, T, D]
         if cache is None:
-            out = causal_attention(q, k, v, D**-0.5, dropout=self.dropout if self.training else 0.0)
+            dropout = self.dropout if self.training else 0.0
+            key = next_key() if dropout else None
+            out = causal_attention(q, k, v, D**-0.5, dropout=dropout, documents=documents, key=key)
         else:
             out = cache.attend(q, k, v, D**-0.5)
         return self.c_proj(out.swapaxes(1, 2).reshape(B, T, C))
@@ -86,14 +88,14 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def __call__(
-        self, x: mx.array, change: mx.array | None, cache: Cache | None = None
+        self, x: mx.array, change: mx.array | None, cache: Cache | None = None, documents: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:  # fmt: skip
         decoding = isinstance(cache, Slot)
         x, normed = added(x, change, self.ln_1, decoding)
-        x, normed = added(x, self.drop(self.attn(normed, cache)), self.ln_2, decoding)
+        x, normed = added(x, self.drop(self.attn(normed, cache, documents)), self.ln_2, decoding)
         return x, self.drop(self.mlp(normed))
 
 
@@ -105,7 +107,7 @@ class Model(nn.Module):
         self.config = config
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.h = [Block(config) for _ in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=config.bias)
 
@@ -114,15 +116,20 @@ class Model(nn.Module):
         """The blocks, in order."""
         return self.h
 
-    def features(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
-        """The last hidden state [B, T, n_embd] of tokens [B, T]; each layer's cache is read and extended."""
+    def features(
+        self, tokens: mx.array, cache: Caches | None = None, documents: mx.array | None = None
+    ) -> mx.array:  # fmt: skip
+        """The last hidden state [B, T, n_embd] of tokens [B, T]; each layer's cache is read and extended.
+
+        Without a cache, `documents` as in `windowed_attention`; positions go on from one document to the next.
+        """
         start = mx.array(cache[0].offset if cache else 0)
         positions = start.reshape(-1, 1) + mx.arange(tokens.shape[1])  # [1 or B, T]
         dtype = self.ln_f.weight.dtype  # embeddings in mxfp4 and the like come out as bfloat16
         x = self.drop(self.wte(tokens).astype(dtype) + self.wpe(positions).astype(dtype))
         change = None
         for i, block in enumerate(self.h):
-            x, change = block(x, change, cache[i] if cache else None)
+            x, change = through(block, x, change, cache[i] if cache else None, documents)
         return added(x, change, self.ln_f, isinstance(cache[0] if cache else None, Slot))[1]
 
     @property

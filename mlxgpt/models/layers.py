@@ -1,8 +1,10 @@
 """What the model files share: MLX's linear layers and embeddings, their products done by `kernels`."""
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxgpt.kernels import compiled, decode_block, dispatch
 from mlxgpt.kernels.add_norm import add_norm
@@ -11,6 +13,7 @@ from mlxgpt.kernels.quantized_matmul import quantized_matmul
 from mlxgpt.kernels.rope import rope
 
 Norm = nn.RMSNorm | nn.LayerNorm
+_keys: list[mx.array] = []  # of the block that `through` computes now: what it draws from next
 
 
 def normal_(layer: nn.Module, std: float) -> None:
@@ -90,6 +93,63 @@ def round_products(model: nn.Module, wanted: bool) -> None:
     for layer in model.modules():
         if isinstance(layer, Linear):
             layer.rounded = wanted
+
+
+def next_key() -> mx.array | None:
+    """The key of the next draw in a block whose activations are computed twice, and None, MLX's own, elsewhere."""
+    if not _keys:
+        return None
+    _keys[-1], key = mx.random.split(_keys[-1])
+    return key
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` that drops the same where a block is computed again."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self._p_1 == 1 or not self.training or not _keys:
+            return super().__call__(x)
+        return (mx.random.bernoulli(self._p_1, x.shape, next_key()) * x) * (1 / self._p_1)
+
+
+def recompute(model: nn.Module) -> None:
+    """Have `through` keep only what goes into each block of `model` (arXiv 1604.06174)."""
+    for block in model.layers:
+        block.recomputed = True
+
+
+def through(block: nn.Module, *inputs: Any) -> tuple[mx.array, mx.array]:
+    """`block(*inputs)`; in training after `recompute`, its activations are computed again when they are needed.
+
+    Unlike `mx.checkpoint` this waits until the gradient has come to the block, or all blocks' would be there at once,
+    and draws the same again: what is dropped follows a key that is kept.
+    """
+    if not (block.training and getattr(block, "recomputed", False)):
+        return block(*inputs)
+    key = mx.random.randint(-(1 << 31), (1 << 31) - 1, (2,)).view(mx.uint32)
+    parameters = dict(tree_flatten(block.trainable_parameters()))
+    places = [i for i, a in enumerate(inputs) if isinstance(a, mx.array) and mx.issubdtype(a.dtype, mx.floating)]
+
+    def compute(*arrays: mx.array) -> tuple[mx.array, mx.array]:
+        block.update(tree_unflatten(list(zip(parameters, arrays, strict=False))))
+        given = list(inputs)
+        for i, array in zip(places, arrays[len(parameters) :], strict=True):
+            given[i] = array
+        _keys.append(key)
+        try:
+            return block(*given)
+        finally:
+            _keys.pop()
+
+    def gradients(primals: Any, cotangents: Any, outputs: Any) -> list[mx.array]:
+        waiting = mx.depends(list(primals), list(cotangents))
+        return mx.vjp(lambda *arrays: list(compute(*arrays)), waiting, list(cotangents))[1]
+
+    run: Any = mx.custom_function(compute)
+    run.vjp(gradients)
+    result = run(*parameters.values(), *(inputs[i] for i in places))
+    block.update(tree_unflatten(list(parameters.items())))
+    return result
 
 
 def keeps_bf16(module: nn.Module, weight: mx.array | None) -> bool:

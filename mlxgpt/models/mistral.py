@@ -12,7 +12,7 @@ from mlxgpt.config import key, require
 from mlxgpt.kernels.swiglu import swiglu
 from mlxgpt.kernels.windowed_attention import windowed_attention
 from mlxgpt.models.cache import Cache, Caches, Slot
-from mlxgpt.models.layers import Embedding, Linear, added, normal_, rotated
+from mlxgpt.models.layers import Embedding, Linear, added, normal_, rotated, through
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,16 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.num_attention_heads * D, C, bias=False)
         self.rope_theta = config.rope_theta
 
-    def __call__(self, x: mx.array, cache: Cache | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None = None, documents: mx.array | None = None) -> mx.array:
         B, T, _ = x.shape
         D, offset = self.head_size, cache.offset if cache else 0
         q, k, v = (p(x).reshape(B, T, -1, D).swapaxes(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         # q [B, H, T, D]; k, v [B, Hkv, T, D]
         q, k = rotated(q, k, offset, self.rope_theta, isinstance(cache, Slot))
-        attend = cache.attend if cache else windowed_attention
-        out = attend(q, k, v, D**-0.5, self.window)
+        if cache:
+            out = cache.attend(q, k, v, D**-0.5, self.window)
+        else:
+            out = windowed_attention(q, k, v, D**-0.5, self.window, documents)
         return self.o_proj(out.swapaxes(1, 2).reshape(B, T, -1))
 
 
@@ -103,11 +105,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def __call__(
-        self, x: mx.array, change: mx.array | None, cache: Cache | None = None
+        self, x: mx.array, change: mx.array | None, cache: Cache | None = None, documents: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:  # fmt: skip
         decoding = isinstance(cache, Slot)
         x, normed = added(x, change, self.input_layernorm, decoding)
-        x, normed = added(x, self.self_attn(normed, cache), self.post_attention_layernorm, decoding)
+        x, normed = added(x, self.self_attn(normed, cache, documents), self.post_attention_layernorm, decoding)
         return x, self.mlp(normed)
 
 
@@ -120,11 +122,13 @@ class Backbone(nn.Module):
         self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def __call__(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
+    def __call__(
+        self, tokens: mx.array, cache: Caches | None = None, documents: mx.array | None = None
+    ) -> mx.array:  # fmt: skip
         x = self.embed_tokens(tokens).astype(self.norm.weight.dtype)  # mxfp4 and the like come out as bfloat16
         change = None
         for i, block in enumerate(self.layers):
-            x, change = block(x, change, cache[i] if cache else None)
+            x, change = through(block, x, change, cache[i] if cache else None, documents)
         return added(x, change, self.norm, isinstance(cache[0] if cache else None, Slot))[1]
 
 
@@ -143,9 +147,15 @@ class Model(nn.Module):
         """The blocks, in order."""
         return self.model.layers
 
-    def features(self, tokens: mx.array, cache: Caches | None = None) -> mx.array:
-        """The last hidden state [B, T, hidden_size] of tokens [B, T]; each layer's cache is read and extended."""
-        return self.model(tokens, cache)
+    def features(
+        self, tokens: mx.array, cache: Caches | None = None, documents: mx.array | None = None
+    ) -> mx.array:  # fmt: skip
+        """The last hidden state [B, T, hidden_size] of tokens [B, T]; each layer's cache is read and extended.
+
+        Without a cache, `documents` as in `windowed_attention`; rotary positions go on from one document to the next,
+        which is all the same to them: attention sees their differences.
+        """
+        return self.model(tokens, cache, documents)
 
     @property
     def head(self) -> mx.array:

@@ -7,18 +7,20 @@ SentencePiece. Mistral's own releases hold a `tekken.json` or a `tokenizer.model
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mlxgpt.config import TokenizerConfig
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.tokenizer import characters, hub_json, tekken
-from mlxgpt.tokenizer.base import Tokenizer
+from mlxgpt.tokenizer.base import FIM, Fim, Tokenizer
 from mlxgpt.tokenizer.characters import CharTokenizer
 from mlxgpt.tokenizer.hub import HubTokenizer
 from mlxgpt.tokenizer.sentencepiece import SentencePieceTokenizer
 
-__all__ = ["CharTokenizer", "HubTokenizer", "SentencePieceTokenizer", "Tokenizer", "candidates", "load", "make"]
+__all__ = [
+    "FIM", "CharTokenizer", "Fim", "HubTokenizer", "SentencePieceTokenizer", "Tokenizer", "candidates", "load", "make",
+]  # fmt: skip
 
 # tekken.json is what Mistral itself reads; the tokenizer.json that some of its repositories add cuts words otherwise.
 NAMES = ("tokenizer.model", "tekken.json", "tokenizer.json")
@@ -70,20 +72,30 @@ def _read(path: Path) -> Tokenizer:
         raise Error(f"{path}: cannot be read as a tokenizer ({type(error).__name__}: {error})") from None
 
 
-def make(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def make(config: TokenizerConfig, texts: Iterable[str], fim: bool = False) -> Tokenizer:
     """The tokenizer a recipe asks for; "char" and "bpe" learn from `texts`, the corpus's training text in pieces.
 
-    A ready one has no `dummy_prefix` here: a model that is trained with it learns from text as it is.
+    A ready one has no `dummy_prefix` here: a model that is trained with it learns from text as it is. `fim`: with the
+    control tokens for fill-in-the-middle, which a ready one must have. Raises Error, UsageError.
     """
+    tokenizer = _make(config, texts, FIM if fim else ())
+    if fim and (tokenizer.fim is None or tokenizer.eos_id is None):
+        lacks = f"{', '.join(FIM)} and a token that ends a text"
+        other = "tokenizer.byte_fallback = true" if config.kind == "char" else 'tokenizer.kind = "bpe"'
+        raise Error(f"data.fim_rate above 0 needs a tokenizer with {lacks}: this one lacks some; set {other}")
+    return tokenizer
+
+
+def _make(config: TokenizerConfig, texts: Iterable[str], extra: Sequence[str]) -> Tokenizer:
     if config.kind == "byte":
-        return CharTokenizer("")
+        return CharTokenizer("", extra=extra)
     if config.kind == "char":
         seen: set[str] = set()
         for text in texts:
             seen.update(text)
-        return CharTokenizer("".join(sorted(seen)), config.byte_fallback)
+        return CharTokenizer("".join(sorted(seen)), config.byte_fallback, extra)
     if config.kind == "bpe":
-        return SentencePieceTokenizer.train(texts, config.vocab_size)
+        return SentencePieceTokenizer.train(texts, config.vocab_size, extra)
     if not config.path:
         raise UsageError('tokenizer.kind = "file" needs tokenizer.path: a tokenizer.model, tokenizer.json or a folder')
     if not Path(config.path).exists():

@@ -7,12 +7,25 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from mlxgpt.errors import Error
 from mlxgpt.tokenizer.hub_json import SPACE
 
 SURROGATES = re.compile("([\ud800-\udfff]+)")  # which stand for bytes that are not UTF-8
 SURROGATES_AND_SPACE = re.compile(f"([\ud800-\udfff{SPACE}]+)")  # where this character would come back as a space
+
+# Qwen2.5-Coder's names, which llama.cpp and others know by their spelling, and then StarCoder's.
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+FIM_FAMILIES = (FIM, ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"))
+
+
+class Fim(NamedTuple):
+    """The ids of the control tokens before a prefix, a suffix and what stands between them (fill-in-the-middle)."""
+
+    prefix: int
+    suffix: int
+    middle: int
 
 
 class Tokenizer:
@@ -39,6 +52,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids."""
         return len(self.token_bytes)
+
+    @property
+    def fim(self) -> Fim | None:
+        """The control tokens for fill-in-the-middle, where the tokenizer has them."""
+        families = ([self.control.get(name) for name in names] for names in FIM_FAMILIES)
+        return next((Fim(*ids) for ids in families if None not in ids), None)  # type: ignore[arg-type]
 
     def encode(self, data: str | bytes) -> list[int]:
         """Token ids of text or of any bytes, no control tokens added. `decode(encode(x)) == x`."""

@@ -1,5 +1,6 @@
 """Characters and bytes as tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ BOS, EOS = "<s>", "</s>"
 class CharTokenizer(Tokenizer):
     """One token a character, unknown characters spelled in bytes; with no characters at all, one token a byte.
 
-    Without `byte_fallback` there is nothing but the characters: no control tokens, and other text is refused.
+    Without `byte_fallback` there is nothing but the characters: no control tokens, and other text is refused. `extra`
+    names control tokens beside those that open and close a document.
     """
 
-    def __init__(self, characters: str, byte_fallback: bool = True) -> None:
+    def __init__(self, characters: str, byte_fallback: bool = True, extra: Sequence[str] = ()) -> None:
         self.characters, self.byte_fallback = characters, byte_fallback
         self.pieces = list(characters)
         self.token_bytes = [c.encode() for c in characters]
         if byte_fallback:
             spelled = [b for b in range(256) if b >= 128 or chr(b) not in characters]
-            self.pieces += [f"<0x{b:02X}>" for b in spelled] + [BOS, EOS]
-            self.token_bytes += [bytes([b]) for b in spelled] + [b"", b""]
-            self.bos_id, self.eos_id = len(self.pieces) - 2, len(self.pieces) - 1
-        self.control = {} if self.bos_id is None or self.eos_id is None else {BOS: self.bos_id, EOS: self.eos_id}
+            self.pieces += [f"<0x{b:02X}>" for b in spelled]
+            self.token_bytes += [bytes([b]) for b in spelled]
+            self.bos_id, self.eos_id = len(self.pieces), len(self.pieces) + 1
+        names = [BOS, EOS, *extra] if byte_fallback else []
+        self.control = {name: len(self.pieces) + i for i, name in enumerate(names)}
+        self.pieces += names
+        self.token_bytes += [b""] * len(names)
         self._id_of = np.full(max(map(ord, characters), default=0) + 2, -1, np.int32)  # the last entry: unknown
         for i, character in enumerate(characters):
             self._id_of[ord(character)] = i
@@ -57,5 +62,6 @@ def from_hub_json(spec: dict[str, Any]) -> CharTokenizer | None:
     if model["type"] != "BPE" or model["merges"] or spec.get("normalizer") or spec.get("pre_tokenizer"):
         return None
     pieces = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    tokenizer = CharTokenizer("".join(p for p in pieces if len(p) == 1), model["byte_fallback"])
+    extra = pieces[pieces.index(EOS) + 1 :] if EOS in pieces else []
+    tokenizer = CharTokenizer("".join(p for p in pieces if len(p) == 1), model["byte_fallback"], extra)
     return tokenizer if tokenizer.pieces == pieces else None

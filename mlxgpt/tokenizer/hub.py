@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxgpt.errors import Error
 from mlxgpt.tokenizer import hub_json
-from mlxgpt.tokenizer.base import SURROGATES, SURROGATES_AND_SPACE, Tokenizer
+from mlxgpt.tokenizer.base import FIM_FAMILIES, SURROGATES, SURROGATES_AND_SPACE, Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -25,6 +25,9 @@ class HubTokenizer(Tokenizer):
 
         spec = json.loads(text)
         prefixed = hub_json.make_literal(spec)
+        for token in spec.get("added_tokens", []):  # Qwen's files call those for fill-in-the-middle text
+            if any(token["content"] in names for names in FIM_FAMILIES):
+                token["special"] = True
         self._original, self._text = text, json.dumps(spec, ensure_ascii=False)
         self._bos, self._eos = bos, eos
         try:

@@ -1,7 +1,7 @@
 """SentencePiece models: the BPE that mlxgpt trains, and Llama's and Mistral's `tokenizer.model`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,11 @@ class SentencePieceTokenizer(Tokenizer):
         return self.pieces[i].replace(SPACE, " ").encode()
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "SentencePieceTokenizer":
-        """BPE on the lines of `texts`: byte fallback, digits apart, runs of spaces as tokens, none over a newline."""
+    def train(cls, texts: Iterable[str], vocab_size: int, extra: Sequence[str] = ()) -> "SentencePieceTokenizer":
+        """BPE on the lines of `texts`: byte fallback, digits apart, runs of spaces as tokens, none over a newline.
+
+        `extra` names control tokens beside the three that are always there; they count as of the vocabulary.
+        """
         from io import BytesIO
 
         from sentencepiece import SentencePieceTrainer
@@ -71,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
                 byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True,
                 normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
                 split_by_unicode_script=False, character_coverage=0.9999, max_sentence_length=4 * LONGEST_LINE,
-                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+                unk_id=0, bos_id=1, eos_id=2, pad_id=-1, control_symbols=list(extra), minloglevel=2,
             )  # fmt: skip
         except RuntimeError as error:
             raise Error(_why_not_trained(str(error), vocab_size)) from None

@@ -15,7 +15,6 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxgpt import files
 from mlxgpt.errors import Error
 from mlxgpt.models import Model
-from mlxgpt.models.layers import named_parameters
 
 MANIFEST = "manifest.json"
 CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -49,6 +48,11 @@ def newest(run: Path) -> Path:
     if found is None:
         raise Error(f"{run} has no checkpoint to resume from: start the run again with --force")
     return found
+
+
+def trained_parameters(model: Model) -> dict[str, mx.array]:
+    """What a checkpoint holds of a model: all but what is frozen, by the names in the tree."""
+    return dict(tree_flatten(model.trainable_parameters()))
 
 
 def digest(path: Path) -> str:
@@ -85,7 +89,7 @@ class Writer:
         path = self.run / "training" / f"checkpoint-{position.step:08d}"
         if path.exists():
             return
-        parameters, state = named_parameters(model), dict(tree_flatten(optimizer.state))
+        parameters, state = trained_parameters(model), dict(tree_flatten(optimizer.state))
         mx.eval(parameters, state)
         table = asdict(position)
         self._thread = threading.Thread(target=self._write, args=(path, parameters, state, table), name="checkpoint")
@@ -127,7 +131,10 @@ def restore(path: Path, model: Model, optimizer: optim.Optimizer) -> Position:
         position = Position(**files.read_json(path / "state.json"))
         weights = mx.load(str(path / "model.safetensors"))
         state = mx.load(str(path / "optimizer.safetensors"))
-        model.load_weights(list(weights.items()))  # type: ignore[union-attr]
+        shapes = [{n: (w.shape, w.dtype) for n, w in of.items()} for of in (weights, trained_parameters(model))]  # type: ignore[union-attr]
+        if shapes[0] != shapes[1]:
+            raise ValueError("model.safetensors is not of this model")
+        model.load_weights(list(weights.items()), strict=False)  # type: ignore[union-attr]
         optimizer.state = tree_unflatten(list(state.items()))  # type: ignore[union-attr]
         mx.eval(model.state, optimizer.state)
     except FileNotFoundError as error:

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxgpt import backend, config, files, models, weights
+from mlxgpt import config, files, models
 from mlxgpt.config import Recipe, require
-from mlxgpt.data.batches import Batches
-from mlxgpt.data.shards import Shards
+from mlxgpt.data import batches
+from mlxgpt.data.changes import Changes
+from mlxgpt.data.shards import Mix, Shards
 from mlxgpt.errors import Error
 from mlxgpt.evaluation import Evaluator
 from mlxgpt.generation.engine import Request, collect, generate
 from mlxgpt.generation.sampling import Sampling
-from mlxgpt.models.layers import named_parameters
-from mlxgpt.training import checkpoint, optimizers
+from mlxgpt.training import checkpoint, memory, optimizers, start, utilization
 from mlxgpt.training.metrics import Metrics
 from mlxgpt.training.panel import Panel
 from mlxgpt.training.schedule import Clock
@@ -31,8 +31,8 @@ from mlxgpt.training.step import make_step, training_dtype
 
 # What a run writes beside `training`. None of an earlier run's stays: its tokenizer may have been another.
 REPLACED = (
-    "model.safetensors", "config.json", "generation_config.json", "tokenizer.model", "tokenizer.json",
-    "tokenizer_config.json", "completion.json", "report.html",
+    "model.safetensors", "adapters.safetensors", "adapter_config.json", "config.json", "generation_config.json",
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "completion.json", "report.html",
 )  # fmt: skip
 SPIKE_WINDOW = 50  # losses
 SMALLEST_SCALE = 1 / 32  # of the learning rate: where roll-backs end
@@ -86,14 +86,17 @@ class Run:
             f"({model_config.context})",
         )
         self.recipe, self.shards, self.out = recipe, shards, out
-        self.batches = Batches(shards.tokens("train"), train.batch_size, train.sequence_length, train.seed)
+        self.batches = batches.of_shards(shards, recipe.data, train)
         self._seed(0)
-        self.model = models.build(model_config)
-        self._check_memory()
-        self.model.init_weights()
+        self.model, self.memory = start.build(recipe, model_config)
+        if train.auto_batch:
+            self.recipe = recipe = memory.fitted(self.model, recipe)
+            train = recipe.train
+            self.batches = batches.of_shards(shards, recipe.data, train)
         self.optimizer = optimizers.make(recipe.optimizer)
         self.position = checkpoint.Position()
         if resume:
+            start.check_base(out, recipe)
             self.position = checkpoint.restore(checkpoint.newest(out), self.model, self.optimizer)
         self._compile()
         self.writer = checkpoint.Writer(out, train.keep_checkpoints)
@@ -115,33 +118,37 @@ class Run:
     @property
     def parameters(self) -> int:
         """Number of trained numbers."""
-        return sum(p.size for p in named_parameters(self.model).values())
+        return sum(p.size for p in checkpoint.trained_parameters(self.model).values())
 
-    def _check_memory(self) -> None:
-        """Raise Error where not even the weights, their gradient and AdamW's two moments fit this machine."""
-        needed, there = 16 * self.parameters, backend.total_memory()
-        if needed > there:
-            raise Error(
-                f"the model has {self.parameters:,} parameters: training takes more than {needed / 1e9:,.0f} GB of "
-                f"memory, and this machine has {there / 1e9:,.0f} GB; choose a smaller model"
-            )
-
-    def begin(self, paths: Sequence[Path]) -> None:
+    def begin(self, paths: Sequence[Path], mixed: Sequence[Mix] = ()) -> None:
         """Make `out` this run's folder, in place of a run that is there: all of a model folder but the weights, and
-        `training` with the recipe, the corpus's manifest and the validation split. Raises Error."""
+        `training` with the recipe, what the corpus was read from, its manifest and the validation split. Raises Error.
+        """
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise Error(f"{self.out} cannot be made: {error.strerror}") from None
         for name in ("training", *REPLACED):
             files.discard(self.out / name)
-        weights.save_tokenizer_and_config(self.out, self.model.config, self.shards.tokenizer)
-        recipe = config.to_table(self.recipe)
+        start.begin(self.out, self.model, self.recipe, self.shards.tokenizer)
+        recipe = config.to_table(self.recipe) | {"base": start.fingerprint(self.recipe)}
         recipe |= {"parameters": self.parameters, "paths": [str(path.resolve()) for path in paths]}
+        recipe["mix"] = [[str(path.resolve()), str(share)] for path, share in mixed]
         with files.folder(self.out / "training") as partial:
             shutil.copyfile(self.shards.folder / "validation.bin", partial / "validation.bin")
-            files.write_json(partial / "data.json", self.shards.manifest)
+            files.write_json(partial / "data.json", self.shards.record())
             files.write_json(partial / "recipe.json", recipe)
+
+    def adopt(self, changed: Changes) -> None:
+        """Have a run that began with another corpus go on with this one: its record says so from now on, and where what
+        is held out has changed, losses from before are no longer compared with. Raises Error."""
+        path = self.out / "training" / "data.json"
+        history = [*files.read_json(path).get("changes", []), {"step": self.position.step} | changed.counts()]
+        held_out = self.shards.folder / "validation.bin"
+        files.write(path.with_name("validation.bin"), lambda partial: shutil.copyfile(held_out, partial))
+        files.write_json(path, self.shards.record() | {"changes": history})
+        if changed.held_out:
+            self.position.best_loss = None
 
     def train(self, panel: Panel) -> Summary:
         """Train to the end, or until interrupted. Raises Error: the loss is no longer a number, the disk is full."""
@@ -150,18 +157,24 @@ class Run:
         tokens_a_step = train.batch_size * train.sequence_length * train.accumulation
         last: tuple[float | None, float | None] = (None, None)
         path = self.out / "training" / "metrics.jsonl"
-        with Metrics(path, self.position.step or None) as metrics, stop_on_interrupt() as asked, self.writer:
+        limits, pace = memory.limit(), utilization.Pace(self.model, train)
+        with (
+            Metrics(path, self.position.step or None, train.tensorboard) as metrics,
+            stop_on_interrupt() as asked,
+            self.writer,
+        ):
             while clock.progress(self.position.step) < 1 and not asked():
                 step = self.position.step
                 rate = clock.rate(self.recipe.optimizer, step) * self.position.lr_scale
-                start = time.perf_counter()
+                began = time.perf_counter()
                 loss, norm = self._one_step(step, rate)
-                seconds = time.perf_counter() - start
+                seconds = time.perf_counter() - began
                 clock.count(seconds)
                 record = {
                     "kind": "train", "step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm,
                     "tokens": (step + 1) * tokens_a_step, "tokens_per_second": tokens_a_step / seconds,
                     "elapsed": clock.elapsed, "memory_bytes": mx.get_peak_memory(),
+                    "cache_bytes": mx.get_cache_memory(), **limits, "mfu": pace.mfu(tokens_a_step / seconds),
                     "progress": clock.progress(step + 1),
                 }  # fmt: skip
                 metrics.write(record)
@@ -178,7 +191,7 @@ class Run:
                 elif 0 < 60 * train.checkpoint_minutes <= clock.elapsed - self._kept_at:
                     self._keep()
             self._keep()
-            if not (self.out / "model.safetensors").exists():  # interrupted before its first evaluation
+            if not start.result(self.out, self.recipe).exists():  # interrupted before its first evaluation
                 self._save_model()
         interrupted = clock.progress(self.position.step) < 1
         return Summary(self.position.step, clock.elapsed, *last, interrupted)
@@ -220,9 +233,9 @@ class Run:
         self._seed(step + 1)
         self.optimizer.learning_rate = rate
         first = step * train.accumulation
-        batches = [self.batches.batch(first + i) for i in range(train.accumulation)]
+        drawn = [self.batches.batch(first + i) for i in range(train.accumulation)]
         self.model.train()
-        loss, norm = self.step([(mx.array(x), mx.array(y)) for x, y in batches])
+        loss, norm = self.step([tuple(map(mx.array, batch)) for batch in drawn])
         mx.eval(loss, norm, self.model.state, self.optimizer.state)
         return float(loss.item()), float(norm.item())  # type: ignore[arg-type]
 
@@ -254,7 +267,7 @@ class Run:
         return val_loss, val_bpb
 
     def _save_model(self) -> None:
-        weights.save_weights(self.out / "model.safetensors", weights.to_disk(self.model))
+        start.save(self.out, self.model, self.recipe)
 
     def _sample(self) -> str:
         """Text the model writes after the opening of the validation split; the same seed at every evaluation."""

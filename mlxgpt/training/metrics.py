@@ -7,6 +7,7 @@ from typing import Any
 
 from mlxgpt import files
 from mlxgpt.errors import Error
+from mlxgpt.training.tensorboard import Board
 
 
 class Metrics:
@@ -15,13 +16,14 @@ class Metrics:
     A context manager. Each record is on disk, for other processes to read, when `write` returns.
     """
 
-    def __init__(self, path: Path, keep_until: int | None = None) -> None:
+    def __init__(self, path: Path, keep_until: int | None = None, tensorboard: bool = False) -> None:
         """Open `path`; records of steps after `keep_until` are dropped, and all of them where it is None.
 
-        Raises Error when the file cannot be written.
+        With `tensorboard` they are written to event files beside it too. Raises Error when the file cannot be written.
         """
         self._path = path
         self._open(keep_until)
+        self._board = Board(path.parent, keep_until) if tensorboard else None
 
     def _open(self, keep_until: int | None) -> None:
         kept = b""
@@ -35,12 +37,16 @@ class Metrics:
         """Drop the records of steps after `step`. Raises Error."""
         self._file.close()
         self._open(step)
+        if self._board is not None:
+            self._board.rewind(step)
 
     def __enter__(self) -> "Metrics":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; a number that JSON lacks (NaN) becomes null. Raises Error."""
@@ -52,6 +58,8 @@ class Metrics:
         except OSError as error:
             why = files.reason(error, self._path.parent)
             raise Error(f"{self._path} could not be written ({why}); --resume goes on from the checkpoint") from None
+        if self._board is not None:
+            self._board.write(record)
 
 
 def _step(line: bytes) -> int | None:

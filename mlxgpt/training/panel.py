@@ -6,8 +6,11 @@ import unicodedata
 from time import monotonic
 from typing import Any, TextIO
 
+from mlxgpt.training.plots import History, braille
+
 Record = dict[str, Any]
 REDRAW, LINE = 0.25, 10.0  # seconds between redraws of the panel, and between plain lines
+PLOT = 4  # lines of a curve
 WIDEST = 120  # columns: numbers spread further than this are harder to read, not easier
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")  # controls, bidirectional overrides, lone surrogates, separators
 
@@ -60,6 +63,7 @@ class Panel:
         self._shown, self._due = True, -math.inf  # whether it has been drawn, and when the next may be
         self._start = (0.0, 0.0)  # progress and elapsed at the first step, from which the ETA reckons
         self._loss, self._sum, self._weight = math.nan, 0.0, 0.0
+        self._losses, self._rates = History(), History()
         self._last: Record = {}  # evaluations
         self._best: Record = {}
         if self._stream.isatty():
@@ -91,9 +95,11 @@ class Panel:
         if not self._record:
             self._start = (record["progress"], record["elapsed"])
         self._record, self._shown, self._loss = record, False, record["loss"]
+        self._rates.add(record["lr"])
         if math.isfinite(self._loss):  # a loss that is not a number is shown, but not remembered
             self._sum, self._weight = 0.9 * self._sum + self._loss, 0.9 * self._weight + 1
             self._loss = self._sum / self._weight  # the mean of about the last ten
+            self._losses.add(self._loss)
         if monotonic() >= self._due:
             self._draw()
 
@@ -134,6 +140,7 @@ class Panel:
             "tokens/s": fixed(record.get("tokens_per_second"), ",.0f"),
             "elapsed": duration(record.get("elapsed")),
             "memory": scaled(record.get("memory_bytes"), "B"),
+            "MFU": fixed(record.get("mfu"), ".0%"),
         }
 
     def _now_and_best(self, key: str) -> str:
@@ -189,10 +196,31 @@ class Panel:
         for row in range(rows):
             grid.add_row(*(cell for fact in facts[row::rows] for cell in fact))
         parts: list[Any] = [bar, Text(), grid]
+        room = self._console.height - rows - 8
+        if room >= PLOT + 2 and len(self._losses.points) > 1:
+            parts += [Text(), self._plots(width - 4)]
+            room -= PLOT + 2
         lines = [line for line in clean(self._last.get("sample") or "").split("\n") if line.strip()]
-        lines = lines[: max(0, min(10, self._console.height - rows - 8))]
+        lines = lines[: max(0, min(10, room))]
         if lines:
             parts += [Text(), Text(f"sample at step {self._last['step']:,}", "dim")]
             parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         title = Text(self.title, "bold")
         return Panel(Group(*parts), title=title, title_align="left", border_style="dim", width=width)
+
+    def _plots(self, width: int) -> Any:
+        """The curves of the loss and the rate, side by side, each under its lowest and highest value."""
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(expand=True, padding=(0, 1))
+        each = width // 2 - 2
+        heads, curves = [], []
+        for name, history, spec in (("loss", self._losses, ".3f"), ("lr", self._rates, ".1e")):
+            grid.add_column(no_wrap=True, ratio=1)
+            low, high = min(history.points), max(history.points)
+            heads.append(Text(f"{name}  {fixed(low, spec)} to {fixed(high, spec)}", "dim"))
+            curves.append(Text("\n".join(braille(history.points, each, PLOT)), "cyan"))
+        grid.add_row(*heads)
+        grid.add_row(*curves)
+        return grid

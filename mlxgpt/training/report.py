@@ -85,7 +85,7 @@ def write_report(run: Path) -> Path:
     return target
 
 
-def _read_metrics(path: Path) -> tuple[list[Record], list[Record], int]:
+def read_metrics(path: Path) -> tuple[list[Record], list[Record], int]:
     """Steps and evaluations in the order written, and the number of lines that could not be read.
 
     A resumed run repeats steps: the later record of a step counts. A killed one ends in half a line.
@@ -111,7 +111,7 @@ def _read_metrics(path: Path) -> tuple[list[Record], list[Record], int]:
     return steps, evaluations, unreadable
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where there is none: the report then says less."""
     try:
         table = json.loads(path.read_bytes())
@@ -120,20 +120,20 @@ def _read_table(path: Path) -> dict[str, Any]:
     return table if isinstance(table, dict) else {}
 
 
-def _column(records: Sequence[Record], key: str) -> np.ndarray:
+def column(records: Sequence[Record], key: str) -> np.ndarray:
     """Values of `key`; nan where there is none, or one that no curve can show."""
     y = np.array([v if isinstance(v := r.get(key), int | float) else math.nan for r in records], dtype=float)
     return np.where(np.isfinite(y), y, math.nan)
 
 
-def _smooth(y: np.ndarray) -> np.ndarray:
+def smooth(y: np.ndarray) -> np.ndarray:
     """Running mean over about a fiftieth of the curve, with a gap where the curve has one."""
     known, window = np.isfinite(y), np.ones(len(y) // 50 + 1)
     weight, total = (np.convolve(v, window, "same") for v in (known, np.where(known, y, 0)))
     return np.where(known, total / np.maximum(weight, 1), math.nan)
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The curve with no more than the lowest and the highest value of every bin, so that spikes survive."""
     if len(y) <= 2 * BINS:
         return x, y
@@ -162,28 +162,28 @@ def _chart(title: str, key: str, steps: list[Record], evaluations: Sequence[Reco
 
     wide = key == "loss"
     figure = Figure(figsize=(11, 4) if wide else (3.7, 2.4), layout="constrained")
-    axes, x, y = figure.subplots(), _column(steps, "step"), _column(steps, key)
+    axes, x, y = figure.subplots(), column(steps, "step"), column(steps, key)
     line: dict[str, Any] = {"color": ONE, "marker": "o" if np.isfinite(y).sum() == 1 else ""}
     if key == "lr":
-        axes.plot(*_thin(x, y), lw=1.5, **line)
+        axes.plot(*thin(x, y), lw=1.5, **line)
     elif steps:
-        axes.plot(*_thin(x, y), lw=0.7, alpha=0.35, label="training, every step", **line)
-        axes.plot(*_thin(x, _smooth(y)), color=ONE, lw=1.6, label="training, running mean")
+        axes.plot(*thin(x, y), lw=0.7, alpha=0.35, label="training, every step", **line)
+        axes.plot(*thin(x, smooth(y)), color=ONE, lw=1.6, label="training, running mean")
     if evaluations:
-        at, values = _column(evaluations, "step"), _column(evaluations, "val_loss")
+        at, values = column(evaluations, "step"), column(evaluations, "val_loss")
         axes.plot(at, values, "o-", color=TWO, ms=4, lw=1, label="validation")
         best = values == np.nanmin(values, initial=math.inf)
         axes.plot(at[best], values[best], "o", color=TWO, ms=9, fillstyle="none", label="validation, best")
         y = np.concatenate([y, values])
-    _dress(axes, key, y[np.isfinite(y)])
+    dress(axes, key, y[np.isfinite(y)])
     if wide:
         axes.legend(frameon=False, labelcolor=TEXT)
     caption = title + (", logarithmic" if axes.get_yscale() == "log" else "")
     kind = ' class="wide"' if wide else ""
-    return f"<figure{kind}><figcaption>{caption}</figcaption>{_svg(figure, key, title)}</figure>\n"
+    return f"<figure{kind}><figcaption>{caption}</figcaption>{svg(figure, key, title)}</figure>\n"
 
 
-def _dress(axes: Any, key: str, values: np.ndarray) -> None:
+def dress(axes: Any, key: str, values: np.ndarray) -> None:
     """Axes without a frame, in the page's colours; losses and norms that span much are logarithmic."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -205,7 +205,7 @@ def _dress(axes: Any, key: str, values: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _svg(figure: Any, name: str, title: str) -> str:
+def svg(figure: Any, name: str, title: str) -> str:
     """The figure's `<svg>`, to be sized, lettered and coloured by the page, its ids its own."""
     figure.savefig(out := io.StringIO(), format="svg", transparent=True)
     svg = re.sub(r"<metadata>.*?</metadata>|font-family: [^;]*; ", "", out.getvalue(), flags=re.DOTALL)
@@ -217,13 +217,14 @@ def _svg(figure: Any, name: str, title: str) -> str:
     return f'<svg {box} role="img" aria-label="{title}">{body}'
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value as text of the page."""
     return html.escape(clean(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
 
 
 def _table(title: str, rows: dict[str, Any]) -> str:
-    cells = "".join(f"<tr><th>{_text(k)}</th><td>{_text('–' if v == '' else v)}</td></tr>\n" for k, v in rows.items())
-    return f'<section class="card"><h3>{_text(title)}</h3><table>{cells}</table></section>\n' if rows else ""
+    cells = "".join(f"<tr><th>{text(k)}</th><td>{text('–' if v == '' else v)}</td></tr>\n" for k, v in rows.items())
+    return f'<section class="card"><h3>{text(title)}</h3><table>{cells}</table></section>\n' if rows else ""
 
 
 def _data_rows(data: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def _data_rows(data: dict[str, Any]) -> dict[str, Any]:
 def _tiles(steps: list[Record], evaluations: list[Record], parameters: Any) -> str:
     """The run in a few numbers."""
     tiles: list[tuple[str, str, str]] = []
-    scores = _column(evaluations, "val_loss")
+    scores = column(evaluations, "val_loss")
     if np.isfinite(scores).any():
         best = evaluations[int(np.nanargmin(scores))]
         tiles += [
@@ -246,14 +247,15 @@ def _tiles(steps: list[Record], evaluations: list[Record], parameters: Any) -> s
             ("Bits per byte", fixed(best.get("val_bpb")), f"validation, step {best['step']:,}"),
         ]
     if steps:
-        last, loss = steps[-1], _smooth(_column(steps, "loss"))[-1]
-        rates, memory = _column(steps, "tokens_per_second"), _column(steps, "memory_bytes")
+        last, loss = steps[-1], smooth(column(steps, "loss"))[-1]
+        rates, memory, mfu = (column(steps, key) for key in ("tokens_per_second", "memory_bytes", "mfu"))
         rate = np.median(rates[np.isfinite(rates)]) if np.isfinite(rates).any() else None
         tiles += [
             ("Training loss", fixed(loss), "nats per token, last steps"),
             ("Steps", f"{last['step']:,}", f"{scaled(last.get('tokens'))} tokens"),
             ("Time", duration(last.get("elapsed")), "elapsed"),
             ("Speed", scaled(rate), "tokens per second, median"),
+            *([("MFU", f"{np.nanmedian(mfu):.0%}", "of the measured peak, median")] if np.isfinite(mfu).any() else []),
             ("Memory", scaled(np.nanmax(memory, initial=0) or None, "B"), "at its peak"),
         ]
     if isinstance(parameters, int):
@@ -267,13 +269,13 @@ def _sample(record: Record, newest: bool) -> str:
     best = " · best so far" if record.get("best") else ""
     return (
         f"<details{' open' if newest else ''}><summary>step {record['step']:,} · {scores}{best}</summary>"
-        f"<pre>{_text(record['sample'])}</pre></details>\n"
+        f"<pre>{text(record['sample'])}</pre></details>\n"
     )
 
 
 def _page(run: Path) -> str:
-    steps, evaluations, unreadable = _read_metrics(run / "training" / "metrics.jsonl")
-    recipe, data = (_read_table(run / "training" / f"{name}.json") for name in ("recipe", "data"))
+    steps, evaluations, unreadable = read_metrics(run / "training" / "metrics.jsonl")
+    recipe, data = (read_table(run / "training" / f"{name}.json") for name in ("recipe", "data"))
     tiles = _tiles(steps, evaluations, recipe.get("parameters"))  # before sorting: the last step written
     steps, evaluations = (sorted(records, key=lambda r: r["step"]) for records in (steps, evaluations))
     tables = "".join(_table(k, v) for k, v in recipe.items() if isinstance(v, dict))
@@ -286,4 +288,4 @@ def _page(run: Path) -> str:
         f'<h2>Configuration and data</h2>\n<div class="tables">{tables}</div>' if tables else "",
         f"<p>Lines of metrics.jsonl that could not be read: {unreadable}.</p>" if unreadable else "",
     ]
-    return PAGE.format(name=_text(run.resolve().name), css=CSS, body="\n".join(filter(None, parts)))
+    return PAGE.format(name=text(run.resolve().name), css=CSS, body="\n".join(filter(None, parts)))

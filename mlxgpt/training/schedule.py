@@ -41,17 +41,18 @@ class Clock:
     steps: int
     minutes: float
     elapsed: float = 0.0  # seconds, of the run's earlier processes too
-    _compiled: bool = False
+    _first: float | None = None  # seconds of this process's first step, compilation included
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=16))
 
     def count(self, seconds: float) -> None:
         """Take in the time of one step."""
-        if self._compiled:
-            usual = statistics.median(self._recent) if self._recent else seconds
+        if self._first is not None:
+            usual = statistics.median(self._recent) if self._recent else min(seconds, max(GAP, self._first))
             seconds = usual if seconds > max(GAP, 20 * usual) else seconds
             self._recent.append(seconds)
             self.elapsed += seconds
-        self._compiled = True
+        else:
+            self._first = seconds
 
     def progress(self, step: int) -> float:
         """The share of the run that is done, 0 to 1, when `step` steps are."""

@@ -4,16 +4,18 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 from mlxgpt import backend
 from mlxgpt.kernels import bf16_matmul
+from mlxgpt.kernels.cross_entropy import cross_entropy
 from mlxgpt.kernels.linear_cross_entropy import linear_cross_entropy
+from mlxgpt.kernels.linear_cross_entropy.op import CHUNK
 from mlxgpt.models import Model
 from mlxgpt.models.layers import round_products
 from mlxgpt.training.optimizers import clip_and_apply
 
-Batch = tuple[mx.array, mx.array]  # inputs and targets, int32 [B, T] each
+Batch = tuple[mx.array, ...]  # inputs, targets and, where they are isolated, the inputs' documents; int32 [B, T] each
 
 
 def training_dtype(wanted: str) -> mx.Dtype:
@@ -23,29 +25,61 @@ def training_dtype(wanted: str) -> mx.Dtype:
     return mx.bfloat16 if fast else backend.compute_dtype(wanted)
 
 
+def held_dtype(dtype: mx.Dtype) -> mx.Dtype:
+    """What weights and activations are held in while a step computes in `dtype`: on a CPU, where MLX is slow in
+    bfloat16, only the linear layers' products are, as in PyTorch's autocast."""
+    return mx.float32 if dtype == mx.bfloat16 and mx.default_device() == mx.cpu else dtype
+
+
+def mean_loss(model: Model, features: mx.array, targets: mx.array, rounded: bool = False) -> mx.array:
+    """Mean cross-entropy, in nats, of features [B, T, C] through the head, which is trained, against targets [B, T].
+    `rounded`: its products are done in bfloat16."""
+    return linear_cross_entropy(features, model.head, targets, rounded=rounded)
+
+
+def frozen_head_loss(model: Model, features: mx.array, targets: mx.array, rounded: bool = False) -> mx.array:
+    """`mean_loss` through a head that is not trained and may be quantized: its gradient is not made, and logits are
+    those of a chunk of tokens at a time, computed again in the backward pass."""
+
+    def chunk_loss(x: mx.array, y: mx.array) -> mx.array:
+        return cross_entropy(model.logits(x), y).sum()
+
+    x, y = features.reshape(-1, features.shape[-1]), targets.reshape(-1)
+    size = max(1, CHUNK // model.config.vocab_size)
+    if len(y) <= size:
+        return chunk_loss(x, y) / len(y)
+    total = mx.array(0.0)
+    for start in range(0, len(y), size):
+        chunk = mx.depends([x[start : start + size]], [total])[0]  # or all logits are there at once
+        total = total + mx.checkpoint(chunk_loss)(chunk, y[start : start + size])
+    return total / len(y)
+
+
 def make_step(
     model: Model, optimizer: optim.Optimizer, clip: float, dtype: mx.Dtype
 ) -> Callable[[list[Batch]], tuple[mx.array, mx.array]]:
     """A function from micro-batches to (mean loss in nats a token, gradient norm before clipping), float32 scalars; it
     updates the model and the optimizer, as they are now: make it after restoring them.
 
-    Compute runs in `dtype`, the model's own weights stay as they are; on a CPU, where MLX is slow in bfloat16, that
-    means the linear layers' products, as in PyTorch's autocast. `clip` is the largest norm, 0 for none. One micro-batch
-    is one compiled graph; several are a compiled gradient each, averaged, and a compiled update.
+    Compute runs in `dtype` (see `held_dtype`), the model's own weights stay as they are. `clip` is the largest norm, 0
+    for none. One micro-batch is one compiled graph; several are a compiled gradient each, averaged, and a compiled
+    update.
     """
     optimizer.init(model.trainable_parameters())
+    trained = {id(p) for p in dict(tree_flatten(model.trainable_parameters())).values()}
+    loss = mean_loss if id(model.head) in trained else frozen_head_loss
     state = [model.state, optimizer.state, mx.random.state]
-    rounded = dtype == mx.bfloat16 and mx.default_device() == mx.cpu
-    held = mx.float32 if rounded else dtype
+    held = held_dtype(dtype)
+    rounded = held != dtype
     round_products(model, rounded)
 
-    def loss_of(parameters: dict, x: mx.array, y: mx.array) -> mx.array:
+    def loss_of(parameters: dict, x: mx.array, y: mx.array, documents: mx.array | None = None) -> mx.array:
         model.update(tree_map(lambda p: p.astype(held), parameters))
-        return linear_cross_entropy(model.features(x), model.head, y, rounded=rounded)
+        return loss(model, model.features(x, documents=documents), y, rounded)
 
-    def gradients(x: mx.array, y: mx.array) -> tuple[mx.array, dict]:
+    def gradients(*batch: mx.array) -> tuple[mx.array, dict]:
         parameters = model.trainable_parameters()
-        result = mx.value_and_grad(loss_of)(parameters, x, y)
+        result = mx.value_and_grad(loss_of)(parameters, *batch)
         model.update(parameters)
         return result
 
@@ -54,8 +88,8 @@ def make_step(
         model.update(updated)
         return norm
 
-    def whole(x: mx.array, y: mx.array) -> tuple[mx.array, mx.array]:
-        loss, grads = gradients(x, y)
+    def whole(*batch: mx.array) -> tuple[mx.array, mx.array]:
+        loss, grads = gradients(*batch)
         return loss, update(grads)
 
     whole_step = mx.compile(whole, inputs=state, outputs=state)
@@ -67,8 +101,8 @@ def make_step(
             return whole_step(*batches[0])
         total: dict = {}
         mean = mx.array(0.0)
-        for x, y in batches:
-            loss, grads = gradient_step(x, y)
+        for batch in batches:
+            loss, grads = gradient_step(*batch)
             grads = tree_map(lambda g: g / len(batches), grads)
             total = tree_map(mx.add, total, grads) if total else grads
             mean = mean + loss / len(batches)

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -380,3 +381,55 @@ def test_what_a_killed_process_left_goes_in_time(sources, cache):
     os.utime(cache / "corpora" / ".old-1", (1, 1))
     made, _ = prepare([sources], DATA, BYTES, cache)
     assert corpora(cache) == [".new-1", made.folder.name], "the new one may still be written to"
+
+
+# ------------------------------------------------------------------------------------------------ what is done with it
+def test_one_corpus_serves_every_rate_of_infilling_and_isolation(sources, cache):
+    plain, _ = prepare([sources], DATA, BYTES, cache)
+    some, cached = prepare([sources], replace(DATA, fim_rate=0.3), BYTES, cache)
+    assert not cached, "its tokenizer has more tokens"
+    assert (plain.tokenizer.fim, some.tokenizer.fim is None) == (None, False)
+    other = replace(DATA, fim_rate=0.9, fim_spm=0.0, isolate_documents=True)
+    again, cached = prepare([sources], other, BYTES, cache)
+    assert (again.folder, cached) == (some.folder, True)
+    assert prepare([sources], replace(DATA, isolate_documents=True), BYTES, cache)[1]
+    assert np.array_equal(plain.tokens("train"), some.tokens("train"))
+
+
+def test_documents_begin_where_the_starts_say(sources, cache):
+    made, _ = prepare([sources], DATA, BYTES, cache)
+    for split in ("train", "validation"):
+        starts, tokens = made.starts(split), made.tokens(split)
+        assert np.array_equal(np.flatnonzero(tokens == made.tokenizer.bos_id), starts)
+
+
+def test_what_is_mixed_in_is_new_text_in_the_same_tokens(sources, cache, tmp_path):
+    """Nothing of it is in the corpus, nor nearly so, lest what is held out be trained on after all."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "new.txt").write_text("Something else altogether, in prose, that is nowhere in the code.\n" * 5)
+    text = "".join(f"def f{n}(a, b):\n    return a * {n} + b\n" for n in range(60))
+    (sources / "long.py").write_text(text)
+    (other / "same.py").write_bytes((sources / "f03.py").read_bytes())
+    (other / "nearly.py").write_text(text + "# one more line\n")
+    data = replace(DATA, near_duplicates=0.85)
+    mix = [(other, Fraction(1, 5))]
+    made, cached = prepare([sources], data, BYTES, cache, mix)
+    [(mixed, share)] = made.mixed
+    assert (cached, share) == (False, Fraction(1, 5))
+    assert [s["name"] for s in mixed.manifest["sources"]] == ["other/new.txt"]
+    assert mixed.manifest["skipped"] == {"duplicate": 1, "near duplicate": 1}
+    assert mixed.manifest["tokenizer"] == made.manifest["tokenizer"]
+    assert len(mixed.tokens("validation")) == 0
+    assert texts(mixed, "train") == [(other / "new.txt").read_bytes()]
+    again, cached = prepare([sources], data, BYTES, cache, mix)
+    assert cached
+    assert again.record() == made.record()
+    assert prepare([sources], data, BYTES, cache)[0].mixed == ()
+
+
+def test_a_ready_tokenizer_takes_the_place_of_the_recipes(sources, cache):
+    ready = tokenizers.CharTokenizer("abc")
+    made, cached = prepare([sources], DATA, TokenizerConfig(vocab_size=300), cache, ready=ready)
+    assert (cached, made.manifest["tokenizer"]) == (False, ready.fingerprint())
+    assert prepare([sources], DATA, BYTES, cache, ready=tokenizers.CharTokenizer("abc"))[1], "whatever the recipe says"

@@ -122,6 +122,39 @@ def test_gradient_compile_and_vmap(form):
     np.testing.assert_array_equal(np.array(over), y)
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_gradient_is_the_product_with_the_dequantized_weights(form, bits, group_size, dtype):
+    """dx = dy · w in float64, of the values that the arrays stand for; scales and x in `dtype`."""
+    for M, N, groups in SHAPES if form == "compiled" else SHAPES[:4]:
+        K = groups * group_size
+        w, *rest = quantize(N, K, group_size, bits, dtype)
+        x, dy = draw(M, K, dtype=dtype), draw(M, N, seed=3, dtype=dtype)
+        [dx] = mx.vjp(lambda x, w=w, rest=rest: quantized_matmul(x, w, *rest, group_size, bits), [x], [dy])[1]
+        assert (dx.shape, dx.dtype) == ((M, K), dtype)
+        real = mx.dequantize(w, *(a.astype(mx.float32) for a in rest), group_size, bits)
+        a, b = (np.array(m.astype(mx.float32), np.float64) for m in (dy, real))
+        off = np.abs(np.array(dx.astype(mx.float32), np.float64) - a @ b) / (np.abs(a) @ np.abs(b)).max()
+        exact = 1e-6 if dtype == mx.float32 else 4e-3 if form == "compiled" else 2e-2  # bfloat16 has 8 bits
+        assert off.max() < exact, (M, N, groups)
+
+
+def test_the_gradient_takes_weights_a_block_of_columns_at_a_time_and_arrays_that_are_not_rows(form):
+    """More weights than the C++ unpacks at once: three blocks, the last one smaller."""
+    packed = quantize(40_000, 576, 64, 4)
+    dy = draw(40_000, 6).T.reshape(2, 3, 40_000)
+    [dx] = mx.vjp(lambda x: quantized_matmul(x, *packed, 64, 4), [draw(2, 3, 576)], [dy])[1]
+    expected = np.array(dy @ mx.dequantize(*packed, 64, 4))
+    np.testing.assert_allclose(np.array(dx), expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+    for shape in ((192,), *([(0, 192)] if form == "compiled" else [])):  # MLX divides by no rows
+        small, x = quantize(20, 192, 64, 8), draw(*shape)
+        [dx] = mx.vjp(lambda x, small=small: quantized_matmul(x, *small, 64, 8), [x], [draw(*shape[:-1], 20)])[1]
+        assert dx.shape == shape
+        expected = draw(*shape[:-1], 20) @ mx.dequantize(*small, 64, 8)
+        np.testing.assert_allclose(np.array(dx), np.array(expected), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(("bits", "group_size"), [(3, 64), (6, 32), (2, 128)])
 def test_other_widths_are_left_to_mlx(bits, group_size):
     packed = quantize(16, 256, group_size, bits)
@@ -158,6 +191,7 @@ for dtype in (t.mx.float32, t.mx.bfloat16):
     for bits in (4, 8):
         for group_size in (32, 64, 128):
             t.test_it_is_the_product_with_the_dequantized_weights("compiled", bits, group_size, dtype)
+            t.test_the_gradient_is_the_product_with_the_dequantized_weights("compiled", bits, group_size, dtype)
 """
 
 

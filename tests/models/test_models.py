@@ -112,7 +112,9 @@ def test_dropout_is_off_in_evaluation_and_everywhere_in_training(monkeypatch):
     attend, drop = gpt2.causal_attention, nn.Dropout.__call__
     monkeypatch.setattr(nn.Dropout, "__call__", lambda self, y: dropped.append("activations") or drop(self, y))
     monkeypatch.setattr(
-        gpt2, "causal_attention", lambda *args, dropout: dropped.append(dropout) or attend(*args, dropout=dropout)
+        gpt2,
+        "causal_attention",
+        lambda *args, dropout, **more: dropped.append(dropout) or attend(*args, dropout=dropout, **more),
     )
     model(x)
     assert dropped == ["activations", *[0.5, "activations", "activations"] * 2]

@@ -78,7 +78,7 @@ sample_tokens = 4
 """
 
 RECIPES = {"gpt2": GPT2, "mistral": MISTRAL}
-TIMES = ("elapsed", "tokens_per_second", "memory_bytes")
+TIMES = ("elapsed", "tokens_per_second", "memory_bytes", "cache_bytes", "mfu")
 # The losses of ten steps, then val_loss twice; made with MLX 0.32.4 on a Linux CPU. BLAS kernels differ in last digits.
 GOLDEN = {
     "gpt2": [5.5073, 5.438, 5.3241, 5.2077, 5.0783, 4.9649, 4.862, 4.7529, 4.7194, 4.6919, 4.9542, 4.6562],
@@ -181,6 +181,23 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(whole, name, step, text, 
     assert_same(out, whole[name])
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resumed_run_is_exact_however_its_rows_are_made(whole, name, text, recipe, cli, at_step, tmp_path):
+    """Rearranged, isolated, put in the order of imports and mixed, with accumulation in one of them."""
+    unbroken, out, other = tmp_path / "unbroken", tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    (other / "b.py").write_text("".join(f"import b{i}\nfor x in range({i * i}):\n    y(x)\n" for i in range(60)))
+    keys = ("data.fim_rate=0.6", "data.isolate_documents=true", "data.order=imports")
+    options = (*(part for key in keys for part in ("--set", key)), "--mix", f"{other}=0.3")
+    command = ("train", text, "--config", recipe(name), *options, "--out")
+    assert cli(*command, unbroken).status == 0
+    stopped = at_step(4, "os.kill(os.getpid(), signal.SIGINT)", *command, out)
+    assert "stopped at step 4 " in stopped.err, stopped.err
+    assert cli("train", "--out", out, "--resume").status == 0
+    assert_same(out, unbroken)
+    assert records(out)[0]["loss"] != records(whole[name])[0]["loss"], "the rows are others"
+
+
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(whole, cli, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole["gpt2"], out)
@@ -197,8 +214,11 @@ def test_metrics_tell_every_step_and_every_evaluation(whole):
         assert len(all_records) == len(steps) + len(evaluations)
         assert [r["step"] for r in steps] == list(range(1, 11))
         assert [r["step"] for r in evaluations] == [5, 10]
-        keys = "kind step loss lr grad_norm tokens tokens_per_second elapsed memory_bytes progress"
+        keys = "kind step loss lr grad_norm tokens tokens_per_second elapsed memory_bytes cache_bytes"
+        keys += " cache_limit_bytes mfu progress" if backend.device() != "metal" else ""
+        keys += " cache_limit_bytes wired_limit_bytes mfu progress" if backend.device() == "metal" else ""
         assert all(list(r) == keys.split() for r in steps)
+        assert all(0 < r["mfu"] < 1.5 and r["cache_bytes"] <= r["cache_limit_bytes"] for r in steps)
         assert all(
             set(r) == set(["kind", "step", "val_loss", "val_bpb", "sample", "elapsed", "best"]) for r in evaluations
         )
@@ -248,6 +268,37 @@ def test_minutes_end_in_time_with_the_rate_at_its_end(text, recipe, cli, tmp_pat
     assert steps[-1]["progress"] == 1.0
     assert [r["step"] for r in evaluations][-1] == steps[-1]["step"]
     assert len(evaluations) == 2
+
+
+def test_a_machine_that_sleeps_and_a_clock_that_jumps_spoil_neither_the_minutes_nor_the_eta(
+    text, recipe, cli, tmp_path, monkeypatch
+):
+    """Ten hours pass in each third step, and the wall clock goes back by a day at every look at it."""
+    steps, ahead, real, day = [], [0.0], time.perf_counter, [time.time()]
+    one_step = loop.Run._one_step
+
+    def slow(self, step: int, rate: float) -> tuple[float, float]:
+        result = one_step(self, step, rate)
+        steps.append(step)
+        ahead[0] += 36_000.0 if step % 3 == 2 else 0.05
+        return result
+
+    def wall() -> float:
+        day[0] -= 86_400
+        return day[0]
+
+    monkeypatch.setattr(loop.Run, "_one_step", slow)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: real() + ahead[0])
+    monkeypatch.setattr(time, "time", wall)
+    out = tmp_path / "run"
+    done = cli("train", text, "--config", recipe("gpt2"), "--out", out, "--minutes", 0.05)
+    monkeypatch.undo()
+    assert done.status == 0, done.err
+    records_of_steps = [r for r in records(out) if r["kind"] == "train"]
+    assert len(steps) > 6  # a run of three seconds, steps of 0.05 to 0.3: the pauses were not taken for training
+    assert records_of_steps[-1]["elapsed"] < 40
+    assert records_of_steps[3]["progress"] < 1
+    assert "h " not in "".join(line.partition("ETA ")[2] for line in done.err.splitlines())
 
 
 def test_a_moment_is_enough_for_a_run(text, recipe, cli, tmp_path):

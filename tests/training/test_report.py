@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlxgpt.errors import Error, UsageError
-from mlxgpt.training.report import _smooth, _thin, write_report
+from mlxgpt.training.report import smooth, thin, write_report
 
 SAMPLE = 'if a < b && c > "d":\n\t<script>alert(1)</script></pre>\x00\ud800 {x} &amp;'
 
@@ -231,7 +231,7 @@ def test_a_long_run_has_a_small_report(tmp_path):
 def test_thinning_keeps_the_spikes():
     x, y = np.arange(10_000.0), np.zeros(10_000)
     y[[0, 1234, 9999]], y[777], y[5000] = (3, 50, 4), -20, math.nan
-    thin_x, thin_y = _thin(x, y)
+    thin_x, thin_y = thin(x, y)
     assert len(thin_x) <= 802
     assert thin_x[0] == 0
     assert thin_x[-1] == 9999
@@ -242,10 +242,10 @@ def test_thinning_keeps_the_spikes():
 def test_smoothing_is_a_mean_over_what_is_known():
     y = np.ones(500)
     y[::2], y[100] = 3, math.nan
-    smooth = _smooth(y)
-    assert np.isnan(smooth[100])
-    assert np.nanmax(abs(smooth - 2)) < 0.35
-    assert np.array_equal(_smooth(np.array([1.0, 5.0])), [1, 5])
+    mean = smooth(y)
+    assert np.isnan(mean[100])
+    assert np.nanmax(abs(mean - 2)) < 0.35
+    assert np.array_equal(smooth(np.array([1.0, 5.0])), [1, 5])
 
 
 def test_no_metrics_is_one_clear_line(tmp_path):

@@ -74,7 +74,7 @@ def test_progress_by_time_leaves_out_the_first_step_of_each_process():
     resumed = Clock(steps=8, minutes=1.0, elapsed=clock.elapsed)
     resumed.count(500.0)
     assert resumed.progress(3) == 0.25
-    resumed.count(1e9)
+    resumed.count(45.0)
     assert resumed.progress(4) == 1.0
 
 
@@ -85,6 +85,14 @@ def test_a_pause_of_the_machine_is_no_training():
         clock.count(seconds)
     assert clock.elapsed == pytest.approx(2.5)
     assert clock.progress(5) == pytest.approx(2.5 / 60)
+
+
+def test_a_pause_in_the_step_after_the_first_is_none_either():
+    """There is no usual step yet: the first, which compiled, says how long one may take."""
+    clock = Clock(0, 10.0)
+    for seconds in (4.0, 7200.0, 0.5, 0.5):
+        clock.count(seconds)
+    assert clock.elapsed == pytest.approx(31.0)
 
 
 def test_a_slow_step_is_no_pause():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -112,8 +113,88 @@ def test_resume_refuses_another_corpus_and_names_a_file(stopped, cli, change):
     before = snapshot(out)
     done = cli("train", "--out", out, "--resume")
     assert done.status == 1
-    assert f"changed is {corpus / name}; start a new run" in done.error
+    kind = {"edit": "changed", "remove": "removed", "add": "added"}[change]
+    assert f"is not the one this run began with: 1 file {kind} ({corpus / name}); start a new run" in done.error
+    assert "--allow-changed-data" in done.error
     assert snapshot(out) == before
+
+
+def test_what_changed_is_counted_and_three_of_each_are_named(stopped, cli):
+    corpus, out = stopped
+    for n in range(5):
+        (corpus / f"new{n}.py").write_text(
+            f"def new{n}():\n    return 'something that was not there before', {n}\n" * 3
+        )
+    for name in ("cmd.py", "queue.py"):
+        (corpus / name).unlink()
+    with open(corpus / "glob.py", "a") as file:
+        file.write("# more\n")
+    done = cli("train", "--out", out, "--resume")
+    assert done.status == 1
+    new = ", ".join(str(corpus / f"new{n}.py") for n in range(3))
+    assert f"5 files added ({new} and 2 more), 2 files removed ({corpus / 'cmd.py'}, " in done.error
+    assert f"1 file changed ({corpus / 'glob.py'})" in done.error
+
+
+def test_a_changed_corpus_can_be_allowed_and_is_then_the_runs_own(stopped, cli):
+    """In the tokens that the model knows, though the files would make other ones now; and `eval` reads what is held
+    out now."""
+    corpus, out = stopped
+    recipe = json.loads((out / "training" / "recipe.json").read_text())
+    recipe["train"]["steps"] = 4
+    (out / "training" / "recipe.json").write_text(json.dumps(recipe))
+    then = json.loads((out / "training" / "data.json").read_text())
+    held_out = [s["path"] for s in then["sources"] if s["split"] == "validation"]
+    kept = tokenizer.load(out).fingerprint()
+    for n in range(12):
+        (corpus / f"new{n}.py").write_text(f"def words{n * n}():\n    return {n**9}, 'zzqx zzqx vvrk'\n" * 30)
+    Path(held_out[0]).unlink()
+    assert cli("train", "--out", out, "--resume").status == 1
+    done = cli("train", "--out", out, "--resume", "--allow-changed-data")
+    assert done.status == 0, done.err
+    assert "the corpus has changed since: 12 files added" in done.err
+    now = json.loads((out / "training" / "data.json").read_text())
+    assert tokenizer.load(out).fingerprint() == kept == now["tokenizer"]
+    [change] = now["changes"]
+    assert (change["step"], change["added"], change["removed"], change["changed"]) == (2, 12, 1, 0)
+    assert held_out[0] not in [s["path"] for s in now["sources"]]
+    assert (out / "training" / "validation.bin").stat().st_size == 2 * now["tokens"]["validation"]
+    assert cli("train", "--out", out, "--resume").status == 0, "what was allowed once is what is expected"
+    assert cli("eval", "--model", out, "--cursors", 3, "--json").status == 0
+
+
+def test_allowing_changed_data_goes_with_resume(code, cli, tmp_path):
+    done = cli("train", code, "--out", tmp_path / "run", "--allow-changed-data")
+    assert done.status == 2
+    assert "--allow-changed-data goes with --resume" in done.error
+
+
+def test_a_second_corpus_is_mixed_in_recorded_and_expected_again(code, small, cli, tmp_path):
+    other, out = tmp_path / "prose", tmp_path / "run"
+    other.mkdir()
+    (other / "a.txt").write_text("".join(f"The {n} quick brown foxes jump over {n * n} dogs.\n" for n in range(300)))
+    shutil.copy(code / "glob.py", other)
+    done = cli("train", code, "--config", small, "--out", out, "--mix", f"{other}=0.25", *QUICK)
+    assert done.status == 0, done.err
+    assert "mixed in, 25% of what is trained on: 1 files" in done.err
+    record = json.loads((out / "training" / "data.json").read_text())
+    assert [m["share"] for m in record["mix"]] == ["1/4"]
+    assert [s["path"] for s in record["mix"][0]["sources"]] == [str(other / "a.txt")], "glob.py is known already"
+    assert record["mix"][0]["skipped"] == {"duplicate": 1}
+    assert {s["split"] for s in record["mix"][0]["sources"]} == {"train"}
+    assert cli("train", "--out", out, "--resume").status == 0
+    (other / "a.txt").write_text("The other text is another.\n" * 300)
+    done = cli("train", "--out", out, "--resume")
+    assert done.status == 1
+    assert f"1 file changed ({other / 'a.txt'})" in done.error
+
+
+@pytest.mark.parametrize("mix", [["x"], ["=0.5"], ["p=0"], ["p=1"], ["p=1/0"], ["p=many"], ["p=0.5", "q=0.5"]])
+def test_shares_that_make_no_sense(code, cli, tmp_path, mix):
+    done = cli("train", code, "--out", tmp_path / "run", *(part for each in mix for part in ("--mix", each)))
+    assert done.status == 2
+    assert "--mix" in done.error
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_takes_a_touched_corpus_that_reads_the_same(stopped, cli):
@@ -124,7 +205,7 @@ def test_resume_takes_a_touched_corpus_that_reads_the_same(stopped, cli):
 
 @pytest.mark.parametrize(
     "option",
-    ["code", "--config=tiny", "--set=train.steps=9", "--steps=9", "--minutes=1", "--seed=9", "--force"],
+    ["code", "--config=tiny", "--set=train.steps=9", "--steps=9", "--minutes=1", "--seed=9", "--force", "--mix=a=0.1"],
 )
 def test_resume_takes_nothing_but_the_folder(trained, cli, option):
     done = cli("train", option, "--out", trained, "--resume")
@@ -187,6 +268,7 @@ def test_what_is_shown(stopped, small, cli, tmp_path):
         "reading the corpus",
         "corpus",
         "model: mistral, ",
+        "memory: about ",
         "step 1 ",
         "step 2 ",
         "step 2 ",

@@ -1,0 +1,42 @@
+"""The verb of the server: serve."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxgpt.cli.base import QUANTIZE
+from mlxgpt.cli.complete import ANY_MODEL, RATE, ROOT, USING
+from mlxgpt.errors import UsageError
+
+
+@click.command()
+@ANY_MODEL
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; beyond this machine with a key.")
+@click.option("--port", default=8012, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
+@ROOT
+@USING
+@click.option(
+    "--api-key", envvar="MLXGPT_API_KEY", default="", metavar="KEY",
+    help="Answer only those who send it. Also MLXGPT_API_KEY, which other users of the machine do not see.",
+)  # fmt: skip
+@click.option("--multiline", is_flag=True, help="Suggest to the end of the block, where a request does not say.")
+@click.option("--quantize", type=click.Choice(QUANTIZE), help="Quantize the weights as they are loaded.")
+@click.option("--threshold", type=RATE, help="Show nothing less likely than this to be right.  [default: 0]")
+@click.option("--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong.")
+def serve(
+    model: str | None, host: str, port: int, root: Path | None, using: Any, api_key: str, multiline: bool,
+    quantize: str | None, threshold: float | None, false_show: float | None,
+) -> None:  # fmt: skip
+    """Complete code over HTTP for editors: llama.cpp's and OpenAI's protocols, and a page to try it on."""
+    if threshold is not None and false_show is not None:
+        raise UsageError("--threshold and --false-show exclude each other")
+    from mlxgpt import backend
+
+    backend.start()
+    from mlxgpt.server import run
+    from mlxgpt.server.state import Settings
+
+    folder = "" if root is None else str(root.resolve())
+    settings = Settings(host, api_key, folder, multiline, threshold or 0.0, false_show)
+    run.serve(run.Source(model, root, using, quantize), settings, port)

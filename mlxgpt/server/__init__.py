@@ -1,0 +1,1 @@
+"""`mlxgpt serve`: completion over HTTP, in the protocols that editors speak."""
