@@ -43,9 +43,10 @@ ROOMS: dict[str, str] = {
     "training": "adapters backend completion config data errors evaluation files generation kernels layouts measure "
     "models quantization tensors tokenizer weights",
     "server": "answer chat completion errors generation hub layouts tokenizer",
+    "lsp": "completion errors",
     "bench": "answer backend completion config data errors generation measure models training",
     "cli": "adapters answer backend bench chat completion config convert data errors generation hub kernels_report "
-    "layouts native quantization server training",
+    "layouts lsp native quantization server training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler
     "": "backend kernels native",
 }

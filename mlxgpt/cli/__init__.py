@@ -7,6 +7,7 @@ from mlxgpt.cli.base import Group
 from mlxgpt.cli.complete import complete, evaluate
 from mlxgpt.cli.data import data
 from mlxgpt.cli.generate import convert, fuse, generate, models
+from mlxgpt.cli.lsp import lsp
 from mlxgpt.cli.machine import bench, doctor, kernels
 from mlxgpt.cli.runs import compare, runs
 from mlxgpt.cli.serve import serve
@@ -27,7 +28,7 @@ def main(context: click.Context) -> None:
 
 
 for verb in (
-    train, data, runs, compare, generate, complete, serve, evaluate, convert, fuse, models, configs, kernels, bench,
-    doctor,
+    train, data, runs, compare, generate, complete, serve, lsp, evaluate, convert, fuse, models, configs, kernels,
+    bench, doctor,
 ):  # fmt: skip
     main.add_command(verb)

@@ -106,12 +106,17 @@ def update(index: Index, path: Path, root: Path) -> None:
     """Have the index hold the file at `path`, under `root`, as it was saved; not at all where it is gone, or training
     would not read it. A file that is not indexed yet is looked for in the whole of `root`."""
     name = str(path.absolute())
+    index.update(name, read(name, path if name in index.documents else root))
+
+
+def read(name: str, within: Path) -> bytes | None:
+    """The text of the file with this absolute path, found `within` a folder or as itself: None where it is gone, or
+    training would not read it."""
     try:
-        sources, _ = corpus.find([path] if name in index.documents else [root], RULES)
+        sources, _ = corpus.find([within], RULES)
     except (Error, UsageError):
-        sources = []
-    texts = list(_texts([s for s in sources if str(s.path) == name]))
-    index.update(name, texts[0][1] if texts else None)
+        return None
+    return next((text for _, text in _texts([s for s in sources if str(s.path) == name])), None)
 
 
 State = dict[str, list[int]]  # size in bytes and time of change (ns) of each file, by its path

@@ -27,6 +27,7 @@ from mlxgpt.tokenizer import Tokenizer
 
 Using = Literal["model", "ngrams", "both"]
 MAX_TOKENS = 64  # of a line
+BLOCK_TOKENS = 256  # of several lines
 MOST_BUFFER = 1 << 18  # bytes of the open file that are indexed before the cursor's line, and as many after it
 EXPANSIONS = 40  # paths followed before the best of them is finished greedily
 # Against the likeliest line of all (0) a point less of exact match, and two points more of the characters completed.

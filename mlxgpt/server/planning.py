@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mlxgpt.completion.jobs import Ask, Write
-from mlxgpt.completion.suggest import MAX_TOKENS
+from mlxgpt.completion.suggest import BLOCK_TOKENS, MAX_TOKENS
 from mlxgpt.generation.engine import Request
 from mlxgpt.generation.sampling import Sampling
 from mlxgpt.server import sentinels
@@ -15,7 +15,6 @@ from mlxgpt.server.exchange import Call
 from mlxgpt.server.refusals import Refused
 from mlxgpt.server.state import State
 
-BLOCK_TOKENS = 256  # of a suggestion of several lines
 MOST_EXTRA = 1 << 18  # bytes of other places' text that are looked at, the newest
 NEARLY_GREEDY = 1e-4  # a temperature below this takes the likeliest: dividing by it would overflow
 
