@@ -30,8 +30,7 @@ def _in_cpp(scale: float):
 
 def causal_attention(
     q: mx.array, k: mx.array, v: mx.array, scale: float, window: int | None = None, dropout: float = 0.0,
-    documents: mx.array | None = None,
-    key: mx.array | None = None,
+    documents: mx.array | None = None, key: mx.array | None = None,
 ) -> mx.array:  # fmt: skip
     """Attention of T queries, the last of S positions, each over itself and what came before it.
 

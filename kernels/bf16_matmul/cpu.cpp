@@ -9,7 +9,6 @@
 #include <memory>
 #include <stdexcept>
 
-#include "cpu/arrays.h"
 #include "cpu/gemm.h"
 #include "cpu/pool.h"
 #include "cpu/vectors.h"
@@ -21,6 +20,8 @@
 namespace nb = nanobind;
 
 namespace mlxgpt {
+
+namespace mx = mlx::core;
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512BF16__)
 constexpr bool PAIRED = true;
@@ -151,6 +152,12 @@ void few_rows(const mx::array& x, const mx::array& w, float* y) {
 
 enum class Role { forward, of_x, of_w };  // x · wᵀ; and of its gradient dy: dy · w, and dyᵀ · x
 
+// Whether w is read as it lies: a row of it is words.
+inline bool few(Role role, const mx::array& x, const mx::array& w) {
+  int K = x.shape(-1);
+  return role == Role::forward && w.dtype() == mx::bfloat16 && x.size() <= size_t(FEW) * K && K % 2 == 0;
+}
+
 #if defined(__AVX512BF16__)
 template <int TERMS>
 void many_rows(Role role, const mx::array& a, const mx::array& b, float* c) {
@@ -186,20 +193,19 @@ class Bf16Matmul : public mx::UnaryPrimitive {
   std::vector<mx::array> vjp(const std::vector<mx::array>& primals, const std::vector<mx::array>& cotangents,
                              const std::vector<int>& argnums, const std::vector<mx::array>&) override {
     auto &a = primals[0], &b = primals[1], &d = cotangents[0];
-    auto product = [&](Role role, const mx::array& a, const mx::array& b) {
-      return apply(role, a, b, rounded_, stream());
-    };
-    auto like = [&](const mx::array& made, const mx::array& primal) {
-      return mx::astype(made, primal.dtype(), stream());
+    auto s = stream();
+    // The gradient in an input, by role: what is multiplied. In a product of w's gradient g stands where w does, in
+    // float32, which only rounding takes.
+    auto gradient = [&](int input) {
+      if (role_ == Role::forward) return apply(input ? Role::of_w : Role::of_x, d, input ? a : b, rounded_, s);
+      if (role_ == Role::of_x) return input ? apply(Role::of_w, a, d, rounded_, s) : apply(Role::forward, d, b, rounded_, s);
+      return input ? apply(Role::of_x, a, d, rounded_, s) : apply(Role::forward, b, d, true, s);
     };
     std::vector<mx::array> gradients;
     for (int i : argnums) {
-      if (role_ == Role::forward && i == 0) gradients.push_back(like(product(Role::of_x, d, b), a));
-      else if (role_ == Role::forward) {
-        auto of_w = product(Role::of_w, d, a);
-        gradients.push_back(rounded_ ? of_w : like(of_w, b));
-      } else if (role_ == Role::of_x) gradients.push_back(like(product(i ? Role::of_w : Role::forward, i ? a : d, i ? d : b), i ? b : a));
-      else gradients.push_back(like(i ? product(Role::of_x, a, d) : apply(Role::forward, b, d, true, stream()), i ? b : a));
+      auto made = gradient(i);
+      bool kept = role_ == Role::forward && i == 1 && rounded_;  // dw stays float32
+      gradients.push_back(kept ? made : mx::astype(made, primals[i].dtype(), s));
     }
     return gradients;
   }
@@ -235,8 +241,7 @@ class Bf16Matmul : public mx::UnaryPrimitive {
   // Of x's type, or float32 for w's gradient.
   static mx::array apply(Role role, const mx::array& a, const mx::array& b, bool rounded, mx::Stream s) {
     auto type = role == Role::of_w ? mx::float32 : a.dtype();
-    bool few = role == Role::forward && a.size() <= size_t(FEW) * a.shape(-1) && a.shape(-1) % 2 == 0;
-    if (a.size() == 0 || b.size() == 0 || !(PAIRED || (few && b.dtype() == mx::bfloat16)))
+    if (a.size() == 0 || b.size() == 0 || !(PAIRED || few(role, a, b)))
       return mx::astype(widened(role, a, b, rounded, s), type, s);
     auto x = mx::contiguous(a, false, s), y = mx::contiguous(b, false, s);
     return mx::array(shape_of(role, a, b), type, std::make_shared<Bf16Matmul>(s, role, rounded), {x, y});
@@ -266,8 +271,7 @@ class Bf16Matmul : public mx::UnaryPrimitive {
     float* out = y.dtype() == mx::float32 ? y.data<float>() : (wider.reset(new float[y.size()]), wider.get());
     constexpr int SPLIT = PAIRED ? 1 : 2;
     bool one = PAIRED && (rounded || a.dtype() == mx::bfloat16);
-    int K = a.shape(-1);
-    if (role == Role::forward && b.dtype() == mx::bfloat16 && a.size() <= size_t(FEW) * K && K % 2 == 0)
+    if (few(role, a, b))
       one ? few_rows<SPLIT>(a, b, out) : few_rows<2>(a, b, out);
 #if defined(__AVX512BF16__)
     else one || role == Role::of_w ? many_rows<1>(role, a, b, out) : many_rows<2>(role, a, b, out);

@@ -15,6 +15,8 @@ import math
 
 import mlx.core as mx
 from mlxgpt.kernels import dispatch
+from mlxgpt.kernels.add_norm import reference as norm
+from mlxgpt.kernels.rope import reference as rope
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 FORMS = {"metal": "kernel", "cuda": "kernel", "cpu": "reference"}
@@ -34,9 +36,7 @@ def reference_add_norm(
 ) -> tuple[mx.array, mx.array]:
     """`add_norm` in plain MLX."""
     added = x + change
-    if centered:
-        return added, mx.fast.layer_norm(added, weight, bias, eps)
-    return added, mx.fast.rms_norm(added, weight, eps)
+    return added, norm(added, weight, bias, eps, centered)
 
 
 def add_norm(
@@ -69,10 +69,7 @@ def add_norm(
 
 def reference_rotate(q: mx.array, k: mx.array, offset: mx.array, base: float) -> tuple[mx.array, mx.array]:
     """`rotate` in plain MLX."""
-    D = q.shape[-1]
-    return tuple(  # type: ignore[return-value]
-        mx.fast.rope(x, D, traditional=False, base=base, scale=1.0, offset=offset) for x in (q, k)
-    )
+    return rope(q, offset, base), rope(k, offset, base)
 
 
 def rotate(

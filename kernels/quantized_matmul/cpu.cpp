@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/arrays.h"
+#include "cpu/operation.h"
 #include "cpu/pool.h"
 #include "cpu/vectors.h"
 #include "mlx/allocator.h"
@@ -295,15 +296,16 @@ void unpack(const Sizes& size, const uint32_t* w, const Matrix& s, const Matrix&
   });
 }
 
-// dy · dequantize(w), for dy float32 [..., N].
+// in: dy float32 [..., N], w's words, scales and biases; out: dy · dequantize(w)
 template <int BITS>
-void multiply_back(const mx::array& d_y, const mx::array& w, const mx::array& s, const mx::array& b, mx::array& d_x) {
+void multiply_back(const Numbers&, const Arrays& in, Arrays& out) {
+  const auto &w = in[1], &s = in[2], &b = in[3];
+  auto& d_x = out[0];
+  if (d_x.size() == 0) return;
   int N = w.shape(0), K = d_x.shape(-1), M = d_x.size() / K, groups = s.shape(1);
-  std::vector<char> copies[4];
-  auto from = static_cast<const float*>(by_rows(d_y, copies[0]));
-  auto words = static_cast<const uint32_t*>(by_rows(w, copies[1]));
-  Matrix scales{by_rows(s, copies[2]), s.dtype() == mx::bfloat16};
-  Matrix biases{by_rows(b, copies[3]), b.dtype() == mx::bfloat16};
+  auto from = in[0].data<float>();
+  auto words = w.data<uint32_t>();
+  Matrix scales{s.data<void>(), s.dtype() == mx::bfloat16}, biases{b.data<void>(), b.dtype() == mx::bfloat16};
   int group = K / groups, most = std::min(K, std::max(group, UNPACKED / std::max(N, 1) / group * group));
   std::unique_ptr<float[]> block(new float[size_t(N) * most]);
   for (int first = 0; first < K; first += most) {
@@ -312,31 +314,6 @@ void multiply_back(const mx::array& d_y, const mx::array& w, const mx::array& s,
     cblas_sgemm(101, 111, 111, M, columns, N, 1, from, N, block.get(), columns, 0, d_x.data<float>() + first, K);
   }
 }
-
-class QuantizedGradient : public mx::UnaryPrimitive {
- public:
-  QuantizedGradient(mx::Stream stream, int bits) : UnaryPrimitive(stream), bits_(bits) {}
-
-  void eval_cpu(const std::vector<mx::array>& inputs, mx::array& out) override {
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-    if (out.size() == 0) return;
-    auto weak = mx::array::unsafe_weak_copy;
-    mx::cpu::get_command_encoder(stream()).dispatch(
-        [run = bits_ == 4 ? multiply_back<4> : multiply_back<8>, d_y = weak(inputs[0]), w = weak(inputs[1]),
-         s = weak(inputs[2]), b = weak(inputs[3]), d_x = weak(out)]() mutable { run(d_y, w, s, b, d_x); });
-  }
-
-  void eval_gpu(const std::vector<mx::array>&, mx::array&) override { throw std::runtime_error("for CPUs only"); }
-
-  bool is_equivalent(const mx::Primitive& other) const override {
-    return bits_ == static_cast<const QuantizedGradient&>(other).bits_;
-  }
-
-  const char* name() const override { return "mlxgpt::QuantizedGradient"; }
-
- private:
-  int bits_;
-};
 
 class QuantizedMatmul : public mx::UnaryPrimitive {
  public:
@@ -362,9 +339,10 @@ class QuantizedMatmul : public mx::UnaryPrimitive {
     std::vector<mx::array> gradients;
     for (int i : argnums) {
       if (i != 0) throw std::invalid_argument("no gradient in quantized weights");
-      mx::array d_x(primals[0].shape(), mx::float32, std::make_shared<QuantizedGradient>(stream(), bits_),
-                    {mx::astype(cotangents[0], mx::float32, stream()), primals[1], primals[2], primals[3]});
-      gradients.push_back(mx::astype(d_x, primals[0].dtype(), stream()));
+      auto d_y = mx::astype(cotangents[0], mx::float32, stream());
+      auto d_x = launch(bits_ == 4 ? multiply_back<4> : multiply_back<8>, {}, {d_y, primals[1], primals[2], primals[3]},
+                        {primals[0].shape()});
+      gradients.push_back(mx::astype(d_x[0], primals[0].dtype(), stream()));
     }
     return gradients;
   }

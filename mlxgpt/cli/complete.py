@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlxgpt.cli.base import ADAPTER, PATH, SEED, print_json
+from mlxgpt.cli.base import ADAPTER, PATH, QUANTIZE, SEED, print_json
 from mlxgpt.errors import UsageError
 
 USING = click.option(
@@ -17,6 +17,17 @@ USING = click.option(
 ROOT = click.option("--root", type=PATH, help="Folder of the project whose text the n-grams know.")
 ANY_MODEL = click.option("--model", "-m", help="As for generate; not needed for --using ngrams.")
 RATE = click.FloatRange(0, 1)
+THRESHOLD = click.option("--threshold", type=RATE, help="Show nothing less likely than this to be right.  [default: 0]")
+FALSE_SHOW = click.option(
+    "--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong."
+)
+QUANTIZED = click.option("--quantize", type=click.Choice(QUANTIZE), help="Quantize the weights as they are loaded.")
+
+
+def check_shown(threshold: float | None, false_show: float | None) -> None:
+    """Raise UsageError where both say what is shown."""
+    if threshold is not None and false_show is not None:
+        raise UsageError("--threshold and --false-show exclude each other")
 
 
 @click.command()
@@ -30,16 +41,15 @@ RATE = click.FloatRange(0, 1)
 @USING
 @ROOT
 @ADAPTER
-@click.option("--threshold", type=RATE, help="Print nothing less likely than this to be right.  [default: 0]")
-@click.option("--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong.")
+@THRESHOLD
+@FALSE_SHOW
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
     model: str | None, file: Path | None, line: int | None, column: int | None, multiline: bool, using: Any,
     root: Path | None, adapter: Path | None, threshold: float | None, false_show: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Print what should be inserted at a cursor to finish its line. Without FILE, stdin is the text before it."""
-    if threshold is not None and false_show is not None:
-        raise UsageError("--threshold and --false-show exclude each other")
+    check_shown(threshold, false_show)
     if file is None:
         if line or column:
             raise UsageError("--line and --column go with a FILE; without one, stdin is the text before the cursor")

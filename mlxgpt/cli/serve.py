@@ -5,9 +5,7 @@ from typing import Any
 
 import click
 
-from mlxgpt.cli.base import QUANTIZE
-from mlxgpt.cli.complete import ANY_MODEL, RATE, ROOT, USING
-from mlxgpt.errors import UsageError
+from mlxgpt.cli.complete import ANY_MODEL, FALSE_SHOW, QUANTIZED, ROOT, THRESHOLD, USING, check_shown
 
 
 @click.command()
@@ -21,22 +19,22 @@ from mlxgpt.errors import UsageError
     help="Answer only those who send it. Also MLXGPT_API_KEY, which other users of the machine do not see.",
 )  # fmt: skip
 @click.option("--multiline", is_flag=True, help="Suggest to the end of the block, where a request does not say.")
-@click.option("--quantize", type=click.Choice(QUANTIZE), help="Quantize the weights as they are loaded.")
-@click.option("--threshold", type=RATE, help="Show nothing less likely than this to be right.  [default: 0]")
-@click.option("--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong.")
+@QUANTIZED
+@THRESHOLD
+@FALSE_SHOW
 def serve(
     model: str | None, host: str, port: int, root: Path | None, using: Any, api_key: str, multiline: bool,
     quantize: str | None, threshold: float | None, false_show: float | None,
 ) -> None:  # fmt: skip
     """Complete code over HTTP for editors: llama.cpp's and OpenAI's protocols, and a page to try it on."""
-    if threshold is not None and false_show is not None:
-        raise UsageError("--threshold and --false-show exclude each other")
+    check_shown(threshold, false_show)
     from mlxgpt import backend
 
     backend.start()
+    from mlxgpt.completion.opening import Names
     from mlxgpt.server import run
     from mlxgpt.server.state import Settings
 
     folder = "" if root is None else str(root.resolve())
     settings = Settings(host, api_key, folder, multiline, threshold or 0.0, false_show)
-    run.serve(run.Source(model, root, using, quantize), settings, port)
+    run.serve(Names(model, root, using, quantize), settings, port)

@@ -1,5 +1,6 @@
 """A suggester from names: a model's, a project's folder."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlxgpt import adapters, backend, weights
@@ -8,6 +9,16 @@ from mlxgpt.completion.settings import Settings
 from mlxgpt.completion.suggest import Suggester, Using, chosen
 from mlxgpt.quantization import CHOICES
 from mlxgpt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a server's suggester is opened from: the names that `mlxgpt complete` takes too."""
+
+    model: str | None = None
+    root: Path | None = None
+    using: Using | None = None
+    quantize: str | None = None
 
 
 def open_suggester(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mlxgpt.completion import project
 from mlxgpt.completion.jobs import Busy
+from mlxgpt.completion.opening import Names, open_suggester
 from mlxgpt.completion.service import Service
-from mlxgpt.completion.suggest import Suggester
+from mlxgpt.completion.suggest import Suggester, chosen
 from mlxgpt.errors import Error
 
 EVERY = 2.0  # seconds between two looks
@@ -58,3 +59,31 @@ class Watcher:
             except Busy:
                 return
             pause = max(self._every, (time.thread_time() - start) / SHARE)
+
+
+class Watched:
+    """The suggester of `names`, and from when a service has it, what is saved in its project. Raises UsageError."""
+
+    def __init__(self, names: Names) -> None:
+        chosen(names.using, names.model is not None)
+        self._names = names
+        self._seen: project.State | None = None
+        self._watcher: Watcher | None = None
+
+    def open(self) -> Suggester:
+        """The suggester; the project's files are seen before they are read. Raises Error, UsageError."""
+        names = self._names
+        self._seen = None if names.root is None else project.state(names.root)
+        return open_suggester(names.model, names.root, names.using, names.quantize)
+
+    def start(self, service: Service) -> None:
+        """Begin to look for what is saved, where the suggester that `service` opened knows a project."""
+        names = self._names
+        if names.root is not None and self._seen is not None and names.using != "model":
+            self._watcher = Watcher(service, names.root, self._seen)
+            self._watcher.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._watcher is not None:
+            self._watcher.close()

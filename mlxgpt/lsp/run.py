@@ -8,17 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from pygls.io_ import run_async
 
-from mlxgpt.completion import project
-from mlxgpt.completion.opening import open_suggester
+from mlxgpt.completion.opening import Names
 from mlxgpt.completion.service import Service
-from mlxgpt.completion.suggest import Suggester, Using, chosen
-from mlxgpt.completion.watch import Watcher
+from mlxgpt.completion.suggest import Suggester
+from mlxgpt.completion.watch import Watched
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.lsp.server import Server, Settings
 
@@ -26,55 +23,41 @@ LOGGER = logging.getLogger("pygls")
 HEADER = 1 << 16  # bytes of a line of a message's head
 
 
-@dataclass(frozen=True)
-class Source:
-    """What suggests: the names that `mlxgpt complete` takes too. `threshold` or `false_show` decide what is shown."""
-
-    model: str | None = None
-    root: Path | None = None
-    using: Using | None = None
-    quantize: str | None = None
-    threshold: float = 0.0
-    false_show: float | None = None
-
-
-def serve(source: Source, multiline: bool = False, debounce: float = 0.3, version: str = "") -> None:
-    """Answer an editor until it says exit (SystemExit then has the status) or closes stdin. `debounce` in seconds.
+def serve(
+    source: Names, threshold: float = 0.0, false_show: float | None = None, multiline: bool = False,
+    debounce: float = 0.3, version: str = "",
+) -> None:  # fmt: skip
+    """Answer an editor until it says exit (SystemExit then has the status) or closes stdin. `threshold` or `false_show`
+    decide what is shown; `debounce` in seconds.
 
     Raises Error, UsageError, also where the model cannot be loaded.
     """
-    chosen(source.using, source.model is not None)
+    watched = Watched(source)
     if source.root is not None and not source.root.is_dir():
         raise UsageError(f"--root {source.root} is no folder")
-    threshold = source.threshold
-    seen: project.State | None = None
 
     def open() -> Suggester:
-        nonlocal threshold, seen
-        seen = None if source.root is None else project.state(source.root)
-        suggester = open_suggester(source.model, source.root, source.using, source.quantize)
-        if source.false_show is not None:
-            threshold = suggester.gate.threshold(source.false_show)
+        nonlocal threshold
+        suggester = watched.open()
+        if false_show is not None:
+            threshold = suggester.gate.threshold(false_show)
         return suggester
 
     service = Service(open)
-    watchers: list[Watcher] = []
     with _own_stdout() as output:
         opened = service.start()
         server = Server(service, opened, Settings(multiline, lambda: threshold, debounce, version))
 
         def ready(future: Future) -> None:
-            if future.exception() is None and source.root is not None and seen is not None and source.using != "model":
-                watchers.append(Watcher(service, source.root, seen))
-                watchers[0].start()
+            if future.exception() is None:
+                watched.start(service)
 
         opened.add_done_callback(ready)
         try:
             asyncio.run(_talk(server, opened, output))
         finally:
             service.close()
-            for each in watchers:
-                each.close()
+            watched.close()
     if opened.done() and (error := opened.exception()) is not None:
         raise error
 

@@ -5,7 +5,6 @@ import errno
 import socket
 import sys
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 
 import h11
@@ -16,10 +15,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlxgpt import answer, hub, layouts
 from mlxgpt.chat import template
-from mlxgpt.completion import project
-from mlxgpt.completion.opening import open_suggester
-from mlxgpt.completion.suggest import Suggester, Using, chosen
-from mlxgpt.completion.watch import Watcher
+from mlxgpt.completion.opening import Names
+from mlxgpt.completion.suggest import Suggester
+from mlxgpt.completion.watch import Watched
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.server.app import application
 from mlxgpt.server.guard import is_loopback
@@ -30,48 +28,32 @@ HEAD_SECONDS = 20.0  # in which the head of a request must have come
 GRACE = 2  # seconds that answers have to end when the server does
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is served: the names that `mlxgpt complete` takes too."""
-
-    model: str | None = None
-    root: Path | None = None
-    using: Using | None = None
-    quantize: str | None = None
-
-
-def serve(source: Source, settings: Settings, port: int) -> None:
+def serve(source: Names, settings: Settings, port: int) -> None:
     """Serve until Ctrl-C. Raises Error, UsageError, also where the model cannot be loaded."""
     if not settings.host.strip("[]"):
         raise UsageError("--host is empty: 127.0.0.1 is this machine alone, 0.0.0.0 all its addresses")
     if not is_loopback(settings.host) and not settings.key:
         raise UsageError(f"--host {settings.host} lets other machines ask: give --api-key, or MLXGPT_API_KEY")
-    chosen(source.using, source.model is not None)
+    watched = Watched(source)
     listening = bind(settings.host, port)
     address = f"http://{_bracketed(settings.host)}:{listening.getsockname()[1]}"
     _say(f"listening on {address}, loading {source.model or 'the n-grams'}")
-    seen: project.State | None = None
 
     def open() -> tuple[Suggester, Served]:
-        nonlocal seen
-        seen = None if source.root is None else project.state(source.root)
-        suggester = open_suggester(source.model, source.root, source.using, source.quantize)
+        suggester = watched.open()
         return suggester, describe(source, suggester)
 
     app = application(open, settings)
     state: State = app.state.mlxgpt
     server = Server(app)
     opened = state.service.start()
-    watcher: list[Watcher] = []
 
     def ready(future: Future) -> None:
         if future.exception() is not None:
             server.should_exit = True
             return
         _say(f"ready: {address}")
-        if source.root is not None and seen is not None and source.using != "model":
-            watcher.append(Watcher(state.service, source.root, seen))
-            watcher[0].start()
+        watched.start(state.service)
 
     opened.add_done_callback(ready)
     try:
@@ -79,15 +61,14 @@ def serve(source: Source, settings: Settings, port: int) -> None:
     except KeyboardInterrupt:
         _say("stopped")
     finally:
-        for each in watcher:
-            each.close()
+        watched.close()
         state.service.close()
         listening.close()
     if opened.done() and (error := opened.exception()) is not None:
         raise error
 
 
-def describe(source: Source, suggester: Suggester) -> Served:
+def describe(source: Names, suggester: Suggester) -> Served:
     """What the endpoints tell of what is served, and what chat needs of the model's folder."""
     if suggester.model is None or source.model is None:
         no = "the n-grams cannot chat: start with the --model of an instruct model"

@@ -5,10 +5,10 @@ import threading
 import time
 from concurrent.futures import wait
 
-import mlx.core as mx
 import pytest
+from paced import BYTES, SECONDS, Paced
+from paced import network as tiny
 
-from mlxgpt import models
 from mlxgpt.completion import project
 from mlxgpt.completion import service as services
 from mlxgpt.completion.index import Index
@@ -23,42 +23,8 @@ from mlxgpt.generation import engine
 from mlxgpt.generation.continuous import Batch
 from mlxgpt.generation.engine import Request
 from mlxgpt.generation.sampling import Sampling
-from mlxgpt.models import mistral
-from mlxgpt.tokenizer import CharTokenizer
 
-BYTES = CharTokenizer("")
-CONFIG = mistral.Config(
-    vocab_size=BYTES.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=8, max_position_embeddings=256,
-)  # fmt: skip
-SECONDS = 60
-
-
-def model() -> models.Model:
-    mx.random.seed(3)
-    built = models.build(CONFIG).apply(lambda p: p + 0.3 * mx.random.normal(p.shape)).eval()
-    mx.eval(built.parameters())
-    return built
-
-
-class Paced(Suggester):
-    """Takes a step (a look at whether it was cancelled) only when it is given one, and counts them."""
-
-    def __init__(self, *given: object) -> None:
-        super().__init__(*given)  # type: ignore[arg-type]
-        self.steps, self.taken, self.began = threading.Semaphore(0), 0, threading.Semaphore(0)
-        self.order: list[bytes] = []
-
-    def suggest(self, prefix, *given, cancelled=lambda: False, **more):
-        self.order.append(prefix)
-        self.began.release()
-
-        def asked() -> bool:
-            assert self.steps.acquire(timeout=SECONDS)
-            self.taken += 1
-            return cancelled()
-
-        return super().suggest(prefix, *given, cancelled=asked, **more)
+CONTEXT = 256  # tokens
 
 
 @pytest.fixture
@@ -98,7 +64,7 @@ def test_answers_are_the_suggesters_own(serving):
 
 def test_each_client_gets_its_own_text(serving):
     """Threads with a text of their own each, suggestions and written texts at once."""
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES, None, "both"), queue=1000)
     wrong = []
 
@@ -205,7 +171,7 @@ def test_time_passes_while_waiting_too(serving):
 
 
 def test_no_tokens_compute_the_prompt_alone(serving):
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES, None, "model"))
     prefix = b"def compute(alpha, beta):\n    return alpha * beta\n\ncompute(al"
     warmed = service.suggest(Ask(prefix, max_tokens=0)).future.result(SECONDS)
@@ -231,7 +197,7 @@ def test_buffers_without_a_name_are_known_by_their_text():
 
 
 def test_texts_join_and_leave_and_are_what_they_are_alone(serving):
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES))
     requests = [{"max_tokens": 5 + 7 * i, "sampling": Sampling(1.0 if i % 2 else 0.0), "seed": i} for i in range(10)]
     shown: dict[int, str] = {}
@@ -248,7 +214,7 @@ def test_texts_join_and_leave_and_are_what_they_are_alone(serving):
 
 
 def test_a_text_ends_where_it_is_to(serving):
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES))
     whole = service.write(text(b"x", max_tokens=40)).future.result(SECONDS)
     assert whole.reason == "length"
@@ -276,7 +242,7 @@ def test_a_text_that_is_cancelled_frees_its_place(serving, monkeypatch):
     """Steps are given one by one; what it had written till then is its answer."""
     steps, real = threading.Semaphore(0), Batch.step
     monkeypatch.setattr(Batch, "step", lambda self: steps.acquire(timeout=SECONDS) and real(self))
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES))
     heard = threading.Semaphore(0)
     job = service.write(text(b"x", max_tokens=200), lambda piece: heard.release())
@@ -295,14 +261,14 @@ def test_a_text_that_is_cancelled_frees_its_place(serving, monkeypatch):
 
 
 def test_more_texts_than_rows_wait_their_turn(serving):
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES))
     jobs = [service.write(text(b"p%d" % i, max_tokens=4)) for i in range(20)]
     assert [len(job.future.result(SECONDS).choices) for job in jobs] == [4] * 20
 
 
 def test_what_fails_fails_alone(serving, monkeypatch):
-    network = model()
+    network = tiny(CONTEXT)
     service = serving(lambda: Suggester(network, BYTES))
     long = service.write(Write(lambda tokenizer: [1] * 257))
     with pytest.raises(Error, match="257 tokens do not fit the model's context of 256"):

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import uvicorn
-from live import BYTES, CHAT, PROJECT, SECONDS, Paced, Serving, network, opened, soon
+from live import CHAT, PROJECT, Serving, opened, soon
+from paced import BYTES, SECONDS, Paced, network
 
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.lexer import Lexer

@@ -1,28 +1,18 @@
-"""A server on a real socket as the tests see it, and what it serves: a tiny random model, or steps that are given."""
+"""A server on a real socket as the tests see it, and what it is opened with."""
 
 import http.client
 import json
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import mlx.core as mx
+from paced import SECONDS
 
-from mlxgpt import models
 from mlxgpt.chat.template import ChatTemplate
 from mlxgpt.completion.suggest import Suggester
-from mlxgpt.models import mistral
 from mlxgpt.server.state import Served, State
-from mlxgpt.tokenizer import CharTokenizer
 
-SECONDS = 60
-BYTES = CharTokenizer("")
-CONFIG = mistral.Config(
-    vocab_size=BYTES.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=8, max_position_embeddings=512,
-)  # fmt: skip
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 PROJECT = b"def compute_area(width, height):\n    return width * height\n\n\nclass NotWritten(Exception):\n    pass\n"
 
@@ -112,27 +102,3 @@ def opened(suggester: Suggester, template: str | None = None) -> tuple[Suggester
     return suggester, Served(
         "tiny", suggester.tokenizer, context, suggester.using, frozenset(), ChatTemplate(template, {}, "a test")
     )  # fmt: skip
-
-
-def network() -> models.Model:
-    """A model of bytes whose weights are random, and large enough to say different things."""
-    mx.random.seed(3)
-    model = models.build(CONFIG).apply(lambda p: p + 0.3 * mx.random.normal(p.shape)).eval()
-    mx.eval(model.parameters())
-    return model
-
-
-class Paced(Suggester):
-    """Takes a step (a look at whether it was cancelled) only when it is given one, and counts them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps, self.taken = threading.Semaphore(0), 0
-
-    def suggest(self, *given, cancelled=lambda: False, **more):
-        def asked() -> bool:
-            assert self.steps.acquire(timeout=SECONDS)
-            self.taken += 1
-            return cancelled()
-
-        return super().suggest(*given, cancelled=asked, **more)

@@ -9,7 +9,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import BYTES, SECONDS, Paced, Serving, network, opened, soon
+from live import Serving, opened, soon
+from paced import BYTES, SECONDS, Paced, network
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from mlxgpt.completion.suggest import Suggester

@@ -5,7 +5,8 @@ import json
 import threading
 
 import pytest
-from live import BYTES, SECONDS, Paced, network, opened, soon
+from live import opened, soon
+from paced import BYTES, SECONDS, Paced, network
 
 from mlxgpt.completion.jobs import GONE, SUPERSEDED
 from mlxgpt.completion.suggest import Suggester

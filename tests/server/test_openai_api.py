@@ -2,7 +2,8 @@
 
 import openai
 import pytest
-from live import BYTES, Serving, network
+from live import Serving
+from paced import BYTES, network
 
 from mlxgpt.completion.jobs import Ask
 from mlxgpt.generation import engine

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from live import PROJECT, soon
 
-from mlxgpt.completion.opening import open_suggester
+from mlxgpt.completion.opening import Names, open_suggester
 from mlxgpt.errors import UsageError
 from mlxgpt.models.layers import QuantizedLinear
 from mlxgpt.server import run
@@ -132,7 +132,7 @@ def test_a_model_is_quantized_as_it_is_loaded(trained):
     suggester = open_suggester(str(trained), quantize="4", using="model")
     assert suggester.model is not None
     assert {type(block.mlp.down_proj) for block in suggester.model.layers} == {QuantizedLinear}
-    told = run.describe(run.Source(str(trained), quantize="4"), suggester)
+    told = run.describe(Names(str(trained), quantize="4"), suggester)
     assert (told.name, told.context, told.using) == (trained.name, 128, "model")
 
 
