@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from synthetic import peak_memory
@@ -31,18 +32,16 @@ def batches() -> tuple[np.ndarray, np.ndarray]:
     return block[:, :-1], block[:, 1:]
 
 
-def mlxgpt(steps: int, dtype: str) -> list[float]:
-    """Seconds of each step of ours."""
+def ours(seed: int = 0) -> Any:
+    """Our model, with random weights, in training."""
     from mlxgpt import backend
 
     backend.start()
     import mlx.core as mx
 
     from mlxgpt import models
-    from mlxgpt.config import OptimizerConfig
-    from mlxgpt.training import optimizers
-    from mlxgpt.training.step import make_step
 
+    mx.random.seed(seed)
     table = {
         "type": "mistral", "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
@@ -50,7 +49,18 @@ def mlxgpt(steps: int, dtype: str) -> list[float]:
     }  # fmt: skip
     model = models.build(models.config_from_table(table))
     model.init_weights()
-    model.train()
+    return model.train()
+
+
+def mlxgpt(steps: int, dtype: str) -> list[float]:
+    """Seconds of each step of ours."""
+    model = ours()
+    import mlx.core as mx
+
+    from mlxgpt.config import OptimizerConfig
+    from mlxgpt.training import optimizers
+    from mlxgpt.training.step import make_step
+
     config = OptimizerConfig()
     step = make_step(model, optimizers.make(config), config.clip, getattr(mx, dtype))
     x, y = (mx.array(a.astype(np.int32)) for a in batches())

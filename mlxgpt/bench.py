@@ -37,9 +37,8 @@ def build(recipe: Recipe) -> Model:
     return model
 
 
-def train(name: str, steps: int) -> dict[str, Any]:
-    """Steps of a recipe on random tokens: tokens/s, and the share of the measured peak that its arithmetic reaches."""
-    recipe = config.load_recipe(name, [])
+def pace(recipe: Recipe, steps: int) -> tuple[Model, float]:
+    """A recipe's model with random weights, and the seconds that a step of it takes, on random tokens."""
     settings, dtype = recipe.train, training_dtype(recipe.train.dtype)
     model = build(recipe)
     step = make_step(model, optimizers.make(recipe.optimizer), recipe.optimizer.clip, dtype)
@@ -52,8 +51,15 @@ def train(name: str, steps: int) -> dict[str, Any]:
         mx.eval(step([(x, y)] * settings.accumulation), model.state)
 
     model.train()
-    seconds = measure.seconds_of(one, steps)
-    tokens = x.size * settings.accumulation
+    return model, measure.seconds_of(one, steps)
+
+
+def train(name: str, steps: int) -> dict[str, Any]:
+    """Steps of a recipe on random tokens: tokens/s, and the share of the measured peak that its arithmetic reaches."""
+    recipe = config.load_recipe(name, [])
+    settings, dtype = recipe.train, training_dtype(recipe.train.dtype)
+    model, seconds = pace(recipe, steps)
+    tokens = settings.batch_size * settings.sequence_length * settings.accumulation
     work, top = flops_a_token(model, settings.sequence_length) * tokens / seconds, peak(dtype)
     return {
         "what": "train", "recipe": name, "device": backend.device(), "parameters": _count(model),

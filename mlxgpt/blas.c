@@ -29,23 +29,19 @@ struct product {
 
 typedef float lanes __attribute__((vector_size(64), aligned(4)));
 
-/* c[n] = alpha a b[n] + beta c[n], four rows of b at a time. */
+/* c[n] = alpha a b[n] + beta c[n], in the order of memory: rows side by side would each begin a stream that ends before
+   it is foreseen. */
 static void dots(int64_t count, int64_t k, float alpha, const float *a, const float *b, int64_t ldb, float beta, float *c) {
-  for (int64_t n = 0; n < count; n += 4) {
-    const float *rows[4];
+  for (int64_t n = 0; n < count; n++, b += ldb) {
     lanes sums[4] = {{0}};
-    for (int r = 0; r < 4; r++) rows[r] = b + (n + r < count ? n + r : n) * ldb;
     int64_t i = 0;
-    for (; i + 16 <= k; i += 16) {
-      lanes x = *(const lanes *)(a + i);
-      for (int r = 0; r < 4; r++) sums[r] += x * *(const lanes *)(rows[r] + i);
-    }
-    for (int r = 0; r < 4 && n + r < count; r++) {
-      float sum = 0;
-      for (int64_t j = i; j < k; j++) sum += a[j] * rows[r][j];
-      for (int lane = 0; lane < 16; lane++) sum += sums[r][lane];
-      c[n + r] = alpha * sum + (beta == 0 ? 0 : beta * c[n + r]);
-    }
+    for (; i + 64 <= k; i += 64)
+      for (int j = 0; j < 4; j++) sums[j] += *(const lanes *)(a + i + 16 * j) * *(const lanes *)(b + i + 16 * j);
+    lanes both = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    float sum = 0;
+    for (; i < k; i++) sum += a[i] * b[i];
+    for (int lane = 0; lane < 16; lane++) sum += both[lane];
+    c[n] = alpha * sum + (beta == 0 ? 0 : beta * c[n]);
   }
 }
 

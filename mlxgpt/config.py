@@ -129,6 +129,10 @@ class TrainConfig:
         False, "compute each block's activations again in the backward pass: less memory, a third more time"
     )
     sequence_length: int = key(256, "tokens a sequence, at most the model's positions", 1)
+    batch_warmup: float = key(0.0, "share of the run in which a step has a quarter, then half of its sequences", 0)
+    sequence_warmup: float = key(
+        0.0, "share of the run in which sequences are cut into four, then in two, as many tokens a step as ever", 0
+    )
     evaluations: int = key(8, "evaluations on the validation split, evenly spread; the last is at the end", 1)
     sample_tokens: int = key(96, "tokens of the sample printed at each evaluation", 0)
     dtype: Literal["auto", "float32", "bfloat16"] = key(
@@ -146,6 +150,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.seed < 1 << 32, f"train.seed must be below {1 << 32}")
+        require(self.batch_warmup <= 1, "train.batch_warmup must be at most 1")
+        require(self.sequence_warmup <= 1, "train.sequence_warmup must be at most 1")
+        require(
+            not self.sequence_warmup or self.sequence_length % 4 == 0,
+            f"train.sequence_length ({self.sequence_length}) must be a multiple of 4 for train.sequence_warmup",
+        )
 
 
 @dataclass(frozen=True)
@@ -281,7 +291,7 @@ def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
     if parts["init"].model:
         require(not table.get("model"), f"{name}: [model] goes without init.model (--init), whose own model is trained")
         return Recipe(model={}, **parts)
-    require("type" in table.get("model", {}), f"{name}: [model] must say its type: gpt2 or mistral")
+    require("type" in table.get("model", {}), f"{name}: [model] must say its type: gpt2, mistral or qwen3")
     return Recipe(model=table["model"], **parts)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import mlx.core as mx
 import numpy as np
@@ -32,7 +33,15 @@ class Evaluator:
 
     def run(self) -> Evaluation:
         """Evaluate the whole split once, in sequences side by side; the model must be in evaluation mode."""
+        return self.result(self.nats())
+
+    def nats(self, part: int = 0, parts: int = 1) -> float:
+        """The sum of the losses of one of so many parts of the split, which is every `parts`-th batch."""
         nats = 0.0
-        for x, y, weights in in_order(self.tokens, self.batch_size, self.length):
+        for x, y, weights in islice(in_order(self.tokens, self.batch_size, self.length), part, None, parts):
             nats += self._nats(mx.array(x), mx.array(y), mx.array(weights)).item()  # type: ignore[assignment]
+        return nats
+
+    def result(self, nats: float) -> Evaluation:
+        """The evaluation of a split whose losses' sum is `nats`."""
         return Evaluation(nats / max(1, len(self.tokens) - 1), nats / math.log(2) / max(1, self.n_bytes))

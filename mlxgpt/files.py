@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mlxgpt.errors import Error
 
@@ -79,20 +79,33 @@ def folder(path: Path) -> Iterator[Path]:
 def lock(path: Path) -> Iterator[None]:
     """Hold a lock file while the block runs; the system frees it where the process is killed. Raises Error when
     another process holds it."""
+    with _held(path, fcntl.LOCK_NB) as file:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """`lock`, once no other process holds it. Raises OSError where the file cannot be made."""
+    with _held(path, 0):
+        yield
+
+
+@contextmanager
+def _held(path: Path, how: int) -> Iterator[TextIO]:
     while True:
         with open(path, "a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                fcntl.flock(file, fcntl.LOCK_EX | how)
+            except BlockingIOError:
                 file.seek(0)
                 raise Error(f"{path.parent} is in use by another mlxgpt (process {file.read() or '?'})") from None
             if not _is_same(file.fileno(), path):  # its last holder has just removed it
                 continue
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
             try:
-                yield
+                yield file
             finally:
                 path.unlink(missing_ok=True)
             return

@@ -108,6 +108,23 @@ HUB = {
         },
         supported={"hidden_act": ("silu", "swish")},
     ),
+    "qwen3": Hub(
+        class_name="Qwen3ForCausalLM",
+        fixed={"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "use_cache": True},
+        defaults={
+            "vocab_size": 151936,
+            "intermediate_size": 22016,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-6,
+        },
+        supported={
+            "hidden_act": ("silu", "swish"),
+            "attention_bias": (False,),
+            "use_sliding_window": (False, True),
+        },
+    ),
 }
 PARAMS = {  # params.json's keys -> ours
     "dim": "hidden_size", "n_layers": "num_hidden_layers", "head_dim": "head_dim", "hidden_dim": "intermediate_size",
@@ -170,8 +187,11 @@ def hub_config(config: models.Config, tokenizer: tokenizers.Tokenizer | None, dt
         table.pop("bias")  # written as zeros: the Hub's GPT-2 always has biases
         table |= {"n_ctx": config.context, "embd_pdrop": dropout, "attn_pdrop": dropout, "resid_pdrop": dropout}
     else:
+        table.pop("zero_init")  # how it began is nothing to a reader
         table["head_dim"] = config.head_size
         table["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+        if kind == "qwen3":
+            table |= {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0}
     ids = {} if tokenizer is None else {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     return {
         "architectures": [HUB[kind].class_name],
@@ -205,6 +225,8 @@ def config_from_hub(table: dict[str, Any]) -> models.Config:
         if (part := rope.get("partial_rotary_factor", 1)) != 1:
             raise UsageError(f"rotary positions on a part of each head ({part!r}) are not supported")
         ours["rope_theta"] = rope.get("rope_theta", ours.get("rope_theta", 10000.0))
+        if kind == "qwen3" and not _has_window(table, ours.get("num_hidden_layers", 32)):
+            ours["sliding_window"] = None
         kinds = table.get("layer_types")
         same = ["full_attention" if ours["sliding_window"] is None else "sliding_attention"]
         if kinds is not None and not (isinstance(kinds, list) and all(kind in same for kind in kinds)):
@@ -213,6 +235,18 @@ def config_from_hub(table: dict[str, Any]) -> models.Config:
     if kind == "gpt2" and (inner := table.get("n_inner")) not in (None, 4 * config.n_embd):
         raise UsageError(f"n_inner {inner!r} is not supported: 4 * n_embd can be run")
     return config
+
+
+def _has_window(table: dict[str, Any], layers: Any) -> bool:
+    """Whether the layers of a Qwen3 have the window that its config.json names. Raises UsageError where some do."""
+    if not table.get("use_sliding_window", False):
+        return False
+    if (kinds := table.get("layer_types")) is not None:
+        return not isinstance(kinds, list) or "full_attention" not in kinds
+    full = table.get("max_window_layers", 28)  # the first layers, which have none
+    if full != 0 and not (isinstance(full, int) and isinstance(layers, int) and full >= layers):
+        raise UsageError(f"max_window_layers {full!r} is not supported: 0 and the number of layers can be run")
+    return full == 0
 
 
 def config_from_release(table: dict[str, Any]) -> models.Config:

@@ -119,9 +119,9 @@ def _plan(source: Path) -> tuple[Path, list[str], list[str], Path]:
     binding = [*common, "-DNB_BUILD", str(source_of_nanobind)]
     stamped = [Path(compiler), source_of_nanobind]
     shared = backend.cache_dir() / f"nanobind-{_identity(source_of_nanobind, binding, stamped)}.so"
-    command = [*common, str(source), str(shared), f"-L{mlx / 'lib'}", "-lmlx", "-Xlinker", "-rpath", "-Xlinker",
-               str(mlx / "lib")]  # fmt: skip
-    identity = _identity(source, command, [*stamped, mlx / "lib/libmlx.so"])
+    rest = [f"-L{mlx / 'lib'}", "-lmlx", "-Xlinker", "-rpath", "-Xlinker", str(mlx / "lib")]
+    identity = _identity(source, [*common, shared.name, *rest], [*stamped, mlx / "lib/libmlx.so"])
+    command = [*common, str(source), str(shared), *rest]
     return backend.cache_dir() / f"{source.parent.name}-{identity}.so", command, binding, shared
 
 

@@ -17,7 +17,7 @@ from mlxgpt import adapters, files, layouts, models, quantization, tensors
 from mlxgpt import tokenizer as tokenizers
 from mlxgpt.errors import Error, UsageError
 from mlxgpt.layouts import config_from_hub, hub_config, to_disk
-from mlxgpt.models.layers import keeps_bf16, named_parameters
+from mlxgpt.models.layers import kept_in_bf16, named_parameters
 from mlxgpt.quantization import Quantization
 
 __all__ = [
@@ -129,16 +129,16 @@ def finished(
 ) -> Iterator[tuple[str, nn.Module]]:
     """The modules of `source` one by one, by path, with their parameters read: floating point in `dtype` (None: as
     stored), then quantized. Each tensor is dropped from `source.weights` and never held in both forms beyond its turn.
-    `compact` leaves bfloat16 matrices as stored where a float32 model computes with them all the same.
+    `compact` leaves bfloat16 matrices and scales as stored where a float32 model computes with them all the same.
 
     Quantized modules are new ones: they are not put into `source.model`. Raises Error.
     """
     for path, module in quantization.leaves(source.model):
         own = {name: source.weights.pop(f"{path}.{name}") for name in named_parameters(module)}
         if dtype is not None:
-            stays = compact and dtype == mx.float32 and not quantize and keeps_bf16(module, own.get("weight"))
+            kept = kept_in_bf16(module, own) if compact and dtype == mx.float32 and not quantize else frozenset()
             own = {
-                name: w if (stays and name == "weight") or not mx.issubdtype(w.dtype, mx.floating) else w.astype(dtype)
+                name: w if name in kept or not mx.issubdtype(w.dtype, mx.floating) else w.astype(dtype)
                 for name, w in own.items()
             }
         module.update(own)

@@ -14,7 +14,7 @@ from mlxgpt.completion.suggest import Suggester
 NEEDED = {"mlx", "numpy", "sentencepiece"}  # by decoding with a BPE
 HEAVY = NEEDED | {"mlx_lm", "transformers", "torch", "matplotlib", "tokenizers", "rich", "rensa", "huggingface_hub"}
 HEAVY |= {"starlette", "uvicorn", "msgspec", "prometheus_client"}
-VERBS = {"train", "generate", "complete", "eval", "convert", "models", "configs", "doctor", "kernels", "serve"}
+VERBS = {"train", "generate", "complete", "eval", "convert", "models", "configs", "doctor", "kernels", "serve", "setup"}
 
 
 def imported(*arguments: object) -> set[str]:
@@ -63,6 +63,11 @@ def test_configs(cli, tmp_path):
     text = cli("configs", "tiny").out
     (tmp_path / "own.toml").write_text(text)
     assert config.load_recipe(str(tmp_path / "own.toml")) == config.load_recipe("tiny")
+    rows = json.loads(cli("configs", "--json").out)["recipes"]
+    assert [f"{row['name']:22} {row['about']}" for row in rows] == listed.splitlines()
+    table = json.loads(cli("configs", "tiny", "--json").out)
+    assert table["train"]["batch_size"] == config.load_recipe("tiny").train.batch_size
+    assert "is a text" in cli("configs", "keys", "--json").error
     keys = cli("configs", "keys").out
     assert "  min_lr = 0.0001  (a number)\n      learning rate at the end of the run" in keys
     assert "  num_key_value_heads = 8" in keys

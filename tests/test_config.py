@@ -107,7 +107,7 @@ def test_every_key_is_documented():
     assert "MISSING" not in text
     assert [line for line in text.splitlines() if line.startswith("[")] == [
         "[tokenizer]", "[data]", "[optimizer]", "[train]", "[init]",
-        '[model] with [type = "gpt2"]', '[model] with [type = "mistral"]',
+        '[model] with [type = "gpt2"]', '[model] with [type = "mistral"]', '[model] with [type = "qwen3"]',
     ]  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_a_files_mistakes_are_named(recipe, text, message):
 
 def test_a_recipe_without_a_model_is_refused(recipe):
     for text in ("", "[train]\nsteps = 1\n", "[model]\nn_layer = 2\n"):
-        assert refused(recipe(text)).endswith("[model] must say its type: gpt2 or mistral")
+        assert refused(recipe(text)).endswith("[model] must say its type: gpt2, mistral or qwen3")
     assert load_recipe(recipe("[train]\nsteps = 1\n"), ["model.type=gpt2"]).model == {"type": "gpt2"}
 
 
@@ -173,6 +173,8 @@ def test_a_recipe_without_a_model_is_refused(recipe):
         ("train.steps=many", "train.steps must be a whole number, not 'many'"),
         ("train.steps=true", "train.steps must be a whole number, not True"),
         ("train.steps=0", "train.steps must be at least 1, not 0"),
+        ("train.batch_warmup=1.5", "train.batch_warmup must be at most 1"),
+        ("train.sequence_warmup=1.5", "train.sequence_warmup must be at most 1"),
         ("train.minutes=-1", "train.minutes must be at least 0, not -1"),
         ("train.minutes=inf", "train.minutes must be a number, not inf"),
         ("train.dtype=float16", "train.dtype must be one of 'auto', 'float32', 'bfloat16', not 'float16'"),

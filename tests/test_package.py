@@ -72,7 +72,7 @@ def elsewhere(wheel, tmp_path_factory) -> Path:
 
 
 def test_it_works_where_the_sources_are_not(elsewhere, tmp_path):
-    assert run(elsewhere / "mlxgpt", "configs", cwd=tmp_path).startswith("finetune ")
+    assert run(elsewhere / "mlxgpt", "configs", cwd=tmp_path).startswith("autocomplete ")
     doctor = json.loads(run(elsewhere / "mlxgpt", "doctor", "--json", cwd=tmp_path))
     here = json.loads(run(sys.executable, "-m", "mlxgpt.cli", "doctor", "--json", cwd=tmp_path))
     assert (doctor["mlxgpt"], doctor["blas"]) == (here["mlxgpt"], here["blas"])

@@ -45,8 +45,9 @@ ROOMS: dict[str, str] = {
     "server": "answer chat completion errors generation hub layouts tokenizer",
     "lsp": "completion errors",
     "bench": "answer backend completion config data errors generation measure models training",
+    "setup": "backend bench completion config errors files models training",
     "cli": "adapters answer backend bench chat completion config convert data errors generation hub kernels_report "
-    "layouts lsp native quantization server training",
+    "layouts lsp native quantization server setup training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler
     "": "backend kernels native",
 }

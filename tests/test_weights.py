@@ -12,7 +12,7 @@ from mlxgpt.kernels import compiled
 
 from mlxgpt import models, tensors, weights
 from mlxgpt.errors import Error, UsageError
-from mlxgpt.models import gpt2, mistral
+from mlxgpt.models import gpt2, mistral, qwen3
 from mlxgpt.models.layers import named_parameters
 from mlxgpt.tokenizer import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
@@ -38,6 +38,8 @@ CONFIGS: dict[str, models.Config] = {
     "gpt2 without biases": gpt2_config(bias=False),
     "mistral": mistral_config(num_key_value_heads=2, head_dim=12, rms_norm_eps=1e-3),
     "mistral tied, windowed": mistral_config(tie_word_embeddings=True, sliding_window=6),
+    "qwen3": qwen3.Config(**vars(mistral_config(num_key_value_heads=2, head_dim=12, rms_norm_eps=1e-3))),
+    "qwen3 tied, windowed": qwen3.Config(**vars(mistral_config(tie_word_embeddings=True, sliding_window=6))),
 }
 TOKENS = mx.random.randint(0, 300, (2, 20), key=mx.random.key(0))
 
@@ -62,7 +64,7 @@ def assert_close(mine: mx.array, expected, tolerance: float = 1e-4) -> None:
 # What transformers writes
 
 
-@pytest.fixture(params=["mistral", "gpt2"])
+@pytest.fixture(params=["mistral", "qwen3", "gpt2"])
 def hub(request, tmp_path) -> Path:
     """A copy of a folder that transformers wrote."""
     return Path(shutil.copytree(HUB / request.param, tmp_path / request.param))
@@ -80,7 +82,7 @@ def edit_config(folder: Path, change: Callable[[dict], None]) -> None:
     path.write_text(json.dumps(table))
 
 
-@pytest.mark.parametrize("name", ["mistral", "mistral_sharded", "mistral_tied", "gpt2"])
+@pytest.mark.parametrize("name", ["mistral", "mistral_sharded", "mistral_tied", "qwen3", "gpt2"])
 def test_a_folder_that_transformers_wrote_gives_its_logits_and_greedy_tokens(name):
     folder = HUB / name
     tokens, logits = golden(folder)
@@ -137,17 +139,45 @@ def test_a_tied_mistral_may_store_its_head_twice(tmp_path):
     assert mx.array_equal(weights.load(folder)(TOKENS), model(TOKENS))
 
 
-@pytest.mark.parametrize("name", ["mistral", "gpt2"])
+@pytest.mark.parametrize("name", ["mistral", "qwen3", "gpt2"])
 def test_keys_that_a_config_leaves_out_are_what_transformers_takes(name):
     import transformers
 
-    theirs = {"mistral": transformers.MistralConfig, "gpt2": transformers.GPT2Config}[name]().to_dict()
+    theirs = transformers.CONFIG_MAPPING[name]().to_dict()
     ours = weights.config_from_hub({"model_type": name})
     if isinstance(ours, mistral.Config):
         assert ours.rope_theta == theirs["rope_parameters"]["rope_theta"]
     shared = [key for key in vars(ours) if key in theirs and key != "head_dim"]
     assert len(shared) >= 6
     assert {key: getattr(ours, key) for key in shared} == {key: theirs[key] for key in shared}
+
+
+@pytest.mark.parametrize(
+    ("change", "window"),
+    [
+        ({"sliding_window": 8}, None),
+        ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, 8),
+        ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 28}, None),
+        ({"sliding_window": 8, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, 8),
+        ({"use_sliding_window": True, "max_window_layers": 0}, 4096),
+    ],
+)
+def test_qwen3s_window_is_where_transformers_has_it(change, window):
+    import transformers
+
+    table = {"model_type": "qwen3", "num_hidden_layers": 2} | change
+    assert weights.config_from_hub(table).sliding_window == window
+    theirs = transformers.Qwen3Config(**table)
+    assert set(theirs.layer_types) == {"full_attention" if window is None else "sliding_attention"}
+    assert weights.config_from_hub(theirs.to_dict()).sliding_window == window
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen3"])
+def test_how_a_model_began_is_not_written(kind):
+    config = models.config_from_table({"type": kind, "zero_init": True, "vocab_size": 9})
+    table = weights.hub_config(config, None, "float32")
+    assert not table.keys() & {"zero_init", "qk_norm"}
+    assert weights.config_from_hub(table) == models.config_from_table({"type": kind, "vocab_size": 9, "head_dim": 128})
 
 
 def test_shards_are_read_together_and_a_whole_file_before_them(hub):
@@ -170,8 +200,8 @@ def test_shards_are_read_together_and_a_whole_file_before_them(hub):
     assert_close(weights.load(hub)(tokens), logits)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.bfloat16, 2e-2), (mx.float16, 2e-3)], ids=str)
-@pytest.mark.parametrize("name", ["mistral", "mistral_sharded", "mistral_tied", "gpt2"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.bfloat16, 2e-2), (mx.float16, 2.5e-3)], ids=str)
+@pytest.mark.parametrize("name", ["mistral", "mistral_sharded", "mistral_tied", "qwen3", "gpt2"])
 def test_weights_are_loaded_in_another_type(name, dtype, tolerance):
     tokens, logits = golden(HUB / name)
     out = weights.load(HUB / name, dtype)(tokens)
@@ -355,7 +385,7 @@ def test_damaged_tensors_are_one_line(damage, message, hub):
 def test_tensors_that_end_while_they_are_read_are_one_line(hub, monkeypatch):
     file = hub / "model.safetensors"
     monkeypatch.setattr(weights, "check", lambda *_: file.write_bytes(file.read_bytes()[:5000]))
-    with pytest.raises(Error, match=r"(mistral|gpt2): the weights are cut short or damaged: [^\n]+$"):
+    with pytest.raises(Error, match=r"(mistral|qwen3|gpt2): the weights are cut short or damaged: [^\n]+$"):
         weights.load(hub)
 
 
@@ -365,7 +395,7 @@ def test_tensors_that_end_while_they_are_read_are_one_line(hub, monkeypatch):
         ("config.json", None, "config.json is missing"),
         ("config.json", "{", "config.json cannot be read as JSON: "),
         ("config.json", "[1]", "config.json: it must be a table"),
-        ("config.json", "{}", "config.json: model_type None is not supported; known: gpt2, mistral"),
+        ("config.json", "{}", "config.json: model_type None is not supported; known: gpt2, mistral, qwen3"),
         ("config.json", '{"model_type": "gpt_2"}', "model_type 'gpt_2' is not supported; did you mean 'gpt2'?"),
         ("config.json", '{"model_type": ["gpt2"]}', "config.json: model_type ['gpt2'] is not supported"),
         ("config.json", '{"model_type": "gpt2", "n_head": "3"}', "model.n_head must be a whole number, not '3'"),
@@ -401,6 +431,17 @@ def test_no_folder_is_wrong_usage(tmp_path):
         ("mistral", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rotary positions of type 'yarn'"),
         ("mistral", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rotary positions of type 'linear'"),
         ("mistral", {"rope_parameters": [1]}, "the rotary positions must be a table, not [1]"),
+        ("qwen3", {"attention_bias": True}, "attention_bias True is not supported: False can be run"),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None},
+            "max_window_layers 1 is not supported: 0 and the number of layers can be run",
+        ),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types other than 'full_attention' do not go with sliding_window",
+        ),
     ],
 )
 def test_what_would_compute_something_else_is_refused(name, setting, message, tmp_path):

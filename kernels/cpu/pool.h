@@ -212,5 +212,24 @@ class Pool {
   }
 };
 
+// How many rows of a matrix, which is read once, are a task's: long stretches of memory, as far as there are enough.
+inline int rows_a_piece(int count, int row_bytes) {
+  constexpr int64_t LEAST = 32 << 10, MOST = 2 << 20, PIECES = 8;
+  int64_t bytes = int64_t(count) * row_bytes / PIECES;
+  bytes = bytes < LEAST ? LEAST : bytes > MOST ? MOST : bytes;
+  int rows = int(bytes / (row_bytes < 1 ? 1 : row_bytes));
+  return rows < 1 ? 1 : rows;
+}
+
+// work(first, last) for all of the count rows of a matrix, some at a time.
+template <class Work>
+inline void in_pieces(int count, int row_bytes, const Work& work) {
+  int rows = rows_a_piece(count, row_bytes);
+  Pool::shared().each((count + rows - 1) / rows, [&](int piece) {
+    int last = (piece + 1) * rows;
+    work(piece * rows, last < count ? last : count);
+  });
+}
+
 }  // namespace mlxgpt
 #endif

@@ -52,9 +52,9 @@ inline Floats load_bf16(const uint16_t* p) {
 }
 
 inline float sum(Floats v) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += v[i];
-  return total;
+#pragma GCC unroll 4
+  for (int half = LANES / 2; half; half /= 2) v += __builtin_shuffle(v, (lane_numbers() + half) & (LANES - 1));
+  return v[0];
 }
 
 // The number at p and those after it, `count` < LANES in all; the other lanes are `rest`.
@@ -128,5 +128,21 @@ inline Ints multiply_add(Ints sums, Ints a, Ints b) {
   return sums + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
+
+#if (defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)) || defined(__AVXVNNI__)
+constexpr bool BYTES = true;  // whether there is multiply_add_bytes
+
+// sums[lane] + the four products of a's bytes, unsigned, and b's, signed
+inline Ints multiply_add_bytes(Ints sums, Ints a, Ints b) {
+#if defined(__AVX512F__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#else
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
+#endif
+}
+#else
+constexpr bool BYTES = false;
+inline Ints multiply_add_bytes(Ints, Ints, Ints);
+#endif
 
 }  // namespace mlxgpt

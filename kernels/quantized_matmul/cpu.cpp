@@ -1,10 +1,4 @@
-// x · dequantize(w)ᵀ on a CPU, for MLX's affine weights of 4 and 8 bits.
-//
-// Each group of x is rounded to 16-bit integers of one scale, so that a group's products with the weights' integers
-// are exact in 32 bits, and two scales and a bias a group make them real:
-//   y[m, n] = Σ_g scale[n, g] · d[m, g] · (Σ_k q[n, k] · i[m, k]) + bias[n, g] · d[m, g] · Σ_k i[m, k]
-// That is 2⁻¹⁶ of the group's largest x at most, and twice as fast as float32. A word of 32 bits is taken apart with
-// shifts into pairs of weights P = 16 / bits apart; x lies in the same order.
+// x · dequantize(w)ᵀ on a CPU, for MLX's affine weights of 4 and 8 bits (cpu/quantized.h).
 //
 // Its gradient dx = dy · dequantize(w) is BLAS's product in float32, with one block of w's columns after the other.
 #include <nanobind/nanobind.h>
@@ -17,6 +11,7 @@
 #include "cpu/arrays.h"
 #include "cpu/operation.h"
 #include "cpu/pool.h"
+#include "cpu/quantized.h"
 #include "cpu/vectors.h"
 #include "mlx/allocator.h"
 #include "mlx/backend/cpu/encoder.h"
@@ -32,237 +27,18 @@ extern "C" void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, floa
 
 namespace mlxgpt {
 
-constexpr int ROWS = 8, PANEL = 2;  // a product of many rows: 8 of x by 2 vectors of w's at a time
-constexpr int CHUNK = 256;          // of which this many share what was unpacked of w
-constexpr int UNPACKED = 1 << 23;   // weights that the gradient holds in float32 at a time: 32 MiB
+using namespace quantized;
 
-// A matrix of float32 or bfloat16, by rows.
-struct Matrix {
-  const void* data;
-  bool bf16;
-
-  float at(size_t i) const {
-    if (!bf16) return static_cast<const float*>(data)[i];
-    uint32_t word = uint32_t(static_cast<const uint16_t*>(data)[i]) << 16;
-    float value;
-    std::memcpy(&value, &word, 4);
-    return value;
-  }
-  Floats vector(size_t i) const {
-    return bf16 ? load_bf16(static_cast<const uint16_t*>(data) + i) : load<Floats>(static_cast<const float*>(data) + i);
-  }
-  Matrix from(size_t i) const { return {static_cast<const char*>(data) + i * (bf16 ? 2 : 4), bf16}; }
-};
-
-struct Sizes {
-  int M, N, K, groups, row_words;  // row_words: 32-bit words of a row of w
-};
-
-template <int BITS, int GROUP>
-struct Product {
-  static constexpr int P = 16 / BITS;                            // vectors of pairs in a vector of words
-  static constexpr int WORDS = GROUP * BITS / 32;                // words of a group
-  static constexpr int BLOCK = LANES * WORDS;                    // words of LANES groups
-  static constexpr int RUN = WORDS > LANES ? WORDS / LANES : 1;  // vectors of words within one group
-  static constexpr int32_t MASK = BITS == 4 ? 0x000f000f : 0x00ff00ff;
-
-  Sizes size;
-  int stride, group_stride;  // of a row of x: pairs, and groups, both of whole blocks
-  std::unique_ptr<int32_t[]> pairs;
-  std::unique_ptr<float[]> scales, sums;  // d, and d · Σ i
-
-  explicit Product(const Sizes& s) : size(s) {
-    int blocks = (s.groups + LANES - 1) / LANES, rows = (s.M + ROWS - 1) / ROWS * ROWS;
-    group_stride = blocks * LANES;
-    stride = blocks * BLOCK * P + 16;  // not a power of two: the rows of a tile shall not meet in one cache set
-    pairs.reset(new int32_t[size_t(rows) * stride]);
-    scales.reset(new float[size_t(rows) * group_stride]);
-    sums.reset(new float[size_t(rows) * group_stride]);
-  }
-
-  // Where the pairs of a group begin, and those of its word w and shift i from there.
-  static size_t offset(int group) { return size_t(group) * WORDS / LANES * P * LANES + size_t(group) * WORDS % LANES; }
-  static constexpr int offset(int w, int i) { return (w / LANES * P + i) * LANES + w % LANES; }
-
-  // Row m of x, `step` apart in memory from `x` on; zeros where x has no such row or group.
-  void round(int m, const Matrix& x, int64_t step) {
-    int32_t* to = &pairs[size_t(m) * stride];
-    float* scale = &scales[size_t(m) * group_stride];
-    float* sum = &sums[size_t(m) * group_stride];
-    int groups = m < size.M ? size.groups : 0;
-    std::fill(to + size_t(groups / LANES) * BLOCK * P, to + stride, 0);
-    std::fill(scale + groups, scale + group_stride, 0.0f);
-    std::fill(sum + groups, sum + group_stride, 0.0f);
-    for (int g = 0; g < groups; g++) {
-      float values[GROUP];
-      int32_t integers[GROUP], top = 0, total = 0;
-      if (step == 1 && !x.bf16) std::memcpy(values, static_cast<const float*>(x.data) + g * GROUP, sizeof values);
-      else for (int k = 0; k < GROUP; k++) values[k] = x.at((int64_t(g) * GROUP + k) * step);
-      std::memcpy(integers, values, sizeof values);
-      for (int k = 0; k < GROUP; k++) top = std::max(top, integers[k] & 0x7fffffff);  // |x| orders as its bits do
-      float largest;
-      std::memcpy(&largest, &top, 4);
-      if (top >= 0x7f800000) {  // inf or nan: the whole row becomes nan
-        scale[g] = sum[g] = std::numeric_limits<float>::quiet_NaN();
-        std::fill(values, values + GROUP, 0.0f);
-        largest = 0;
-      } else {
-        scale[g] = largest / 32767;
-      }
-      float inverse = largest > 1e-30f ? 32767 / largest : 0;
-      for (int k = 0; k < GROUP; k++) {
-        float shifted = values[k] * inverse + 12582912.0f;  // 1.5 · 2²³: the sum's last bits are the nearest integer
-        std::memcpy(&integers[k], &shifted, 4);
-        integers[k] -= 0x4b400000;
-        total += integers[k];
-      }
-      if (top < 0x7f800000) sum[g] = scale[g] * total;
-      int32_t* here = to + offset(g);
-      for (int w = 0; w < WORDS; w++)
-        for (int i = 0; i < P; i++) {
-          const int32_t* from = integers + w * 2 * P + i;
-          here[offset(w, i)] = (from[0] & 0xffff) | (from[P] << 16);
-        }
-    }
-  }
-
-  // y[m, n] for COUNT rows of x from m on, and one row of w. May read, not use, up to a block past the end of w's row.
-  template <int COUNT>
-  void dot(int m, const uint32_t* w, const Matrix& s, const Matrix& b, float* out) const {
-    Floats total[COUNT] = {};
-    const int32_t* x = &pairs[size_t(m) * stride];
-    for (int g = 0; g < size.groups; g += LANES) {
-      Floats s_w = s.vector(g), b_w = b.vector(g), factor[COUNT];
-      int left = size.groups - g;
-      if (left < LANES) {  // what follows is the next row's
-        Ints mine = lane_numbers() < left;
-        s_w = (Floats)((Ints)s_w & mine);
-        b_w = (Floats)((Ints)b_w & mine);
-      }
-      for (int r = 0; r < COUNT; r++) {
-        size_t at = size_t(m + r) * group_stride + g;
-        factor[r] = s_w * load<Floats>(&scales[at]);
-        total[r] += b_w * load<Floats>(&sums[at]);
-      }
-      int vectors = left < LANES ? (left * WORDS + LANES - 1) / LANES : WORDS;
-#pragma GCC unroll 8
-      for (int j = 0; j < WORDS; j += RUN) {
-        if (j >= vectors) break;
-        Ints products[COUNT] = {};
-#pragma GCC unroll 8
-        for (int v = j; v < j + RUN; v++) {
-          Words word = load<Words>(w + v * LANES);
-#pragma GCC unroll 4
-          for (int i = 0; i < P; i++) {
-            Ints q = (Ints)(word >> (i * BITS)) & MASK;
-#pragma GCC unroll 4
-            for (int r = 0; r < COUNT; r++)
-              products[r] = multiply_add(products[r], q, load<Ints>(x + size_t(r) * stride + (v * P + i) * LANES));
-          }
-        }
-        Ints group = (lane_numbers() + j * LANES) / WORDS;
-        for (int r = 0; r < COUNT; r++) total[r] += to_floats(products[r]) * __builtin_shuffle(factor[r], group);
-      }
-      w += BLOCK;
-      x += BLOCK * P;
-    }
-    for (int r = 0; r < COUNT; r++) out[r] = sum(total[r]);
-  }
-
-  // A column of y for every row of x, given row n of w.
-  void column(int n, const uint32_t* w, const Matrix& s, const Matrix& b, float* y) const {
-    float out[4];
-    for (int m = 0; m < size.M; m += 4) {
-      int count = std::min(4, size.M - m);
-      if (count == 1) dot<1>(m, w, s, b, out);
-      else if (count == 2) dot<2>(m, w, s, b, out);
-      else dot<4>(m, w, s, b, out);
-      for (int r = 0; r < count; r++) y[size_t(m + r) * size.N + n] = out[r];
-    }
-  }
-
-  // Few rows of x: every row of w is read once, in the order of memory.
-  void narrow(const uint32_t* w, const Matrix& s, const Matrix& b, float* y) const {
-    const auto& [M, N, K, groups, row_words] = size;
-    // The last rows' blocks would reach past the end of the arrays: those are copied first.
-    int words = (groups + LANES - 1) / LANES * BLOCK;
-    int safe = N - std::max((group_stride - 1) / groups, (words - 1) / row_words);
-    int rows = std::max(1, std::min(N, (32 << 10) / (row_words * 4)));
-    Pool::shared().each((N + rows - 1) / rows, [&](int chunk) {
-      for (int n = chunk * rows; n < std::min(N, (chunk + 1) * rows); n++) {
-        const uint32_t* row = w + size_t(n) * row_words;
-        size_t at = size_t(n) * groups;
-        if (n < safe) {
-          column(n, row, s.from(at), b.from(at), y);
-          continue;
-        }
-        std::vector<uint32_t> copy(words);
-        std::vector<float> s_copy(group_stride), b_copy(group_stride);
-        std::copy(row, row + row_words, copy.begin());
-        for (int g = 0; g < groups; g++) s_copy[g] = s.at(at + g), b_copy[g] = b.at(at + g);
-        column(n, copy.data(), {s_copy.data(), false}, {b_copy.data(), false}, y);
-      }
-    });
-  }
-
-  // Many rows of x: PANEL · LANES rows of w are unpacked a group at a time, a lane each, and meet CHUNK rows of x.
-  void wide(const uint32_t* w, const Matrix& s, const Matrix& b, float* y) const {
-    constexpr int COLUMNS = PANEL * LANES;
-    int panels = (size.N + COLUMNS - 1) / COLUMNS, chunks = (size.M + CHUNK - 1) / CHUNK;
-    Pool::shared().each(panels * chunks, [&](int task) {
-      int n0 = task / chunks * COLUMNS, m0 = task % chunks * CHUNK;
-      int columns = std::min(COLUMNS, size.N - n0), rows = std::min(CHUNK, size.M - m0);
-      std::unique_ptr<Floats[]> totals(new Floats[CHUNK * PANEL]());
-      alignas(64) uint32_t words[WORDS][COLUMNS] = {};
-      alignas(64) float s_w[COLUMNS] = {}, b_w[COLUMNS] = {};
-      Ints unpacked[WORDS * P][PANEL];
-      for (int g = 0; g < size.groups; g++) {
-        for (int c = 0; c < columns; c++) {
-          const uint32_t* row = w + size_t(n0 + c) * size.row_words + g * WORDS;
-          for (int i = 0; i < WORDS; i++) words[i][c] = row[i];
-          size_t at = size_t(n0 + c) * size.groups + g;
-          s_w[c] = s.at(at);
-          b_w[c] = b.at(at);
-        }
-        for (int i = 0; i < WORDS * P; i++)
-          for (int v = 0; v < PANEL; v++)
-            unpacked[i][v] = (Ints)(load<Words>(words[i / P] + v * LANES) >> (i % P * BITS)) & MASK;
-        for (int m = m0; m < m0 + rows; m += ROWS) {
-          const int32_t* x = &pairs[size_t(m) * stride + offset(g)];
-          Ints products[ROWS][PANEL] = {};
-          for (int i = 0; i < WORDS * P; i++) {
-            const int32_t* pair = x + offset(i / P, i % P);
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
-              for (int v = 0; v < PANEL; v++)
-                products[r][v] = multiply_add(products[r][v], unpacked[i][v], Ints{} + pair[size_t(r) * stride]);
-          }
-#pragma GCC unroll 8
-          for (int r = 0; r < ROWS; r++) {
-            size_t at = size_t(m + r) * group_stride + g;
-#pragma GCC unroll 2
-            for (int v = 0; v < PANEL; v++)
-              totals[(m - m0 + r) * PANEL + v] +=
-                  to_floats(products[r][v]) * (load<Floats>(s_w + v * LANES) * scales[at]) +
-                  load<Floats>(b_w + v * LANES) * sums[at];
-          }
-        }
-      }
-      for (int r = 0; r < rows; r++)
-        std::memcpy(y + size_t(m0 + r) * size.N + n0, &totals[r * PANEL], columns * sizeof(float));
-    });
-  }
-};
+constexpr int UNPACKED = 1 << 23;  // weights that the gradient holds in float32 at a time: 32 MiB
 
 template <int BITS, int GROUP>
 void multiply(const mx::array& x, const mx::array& w, const mx::array& s, const mx::array& b, mx::array& y) {
   int K = x.shape(-1), N = w.shape(-2), M = x.size() / K;
   std::vector<char> copies[3];
   auto words = static_cast<const uint32_t*>(by_rows(w, copies[0]));
-  Matrix scales{by_rows(s, copies[1]), s.dtype() == mx::bfloat16};
-  Matrix biases{by_rows(b, copies[2]), b.dtype() == mx::bfloat16};
-  Product<BITS, GROUP> product({M, N, K, K / GROUP, K * BITS / 32});
+  Packed packed{words, {by_rows(s, copies[1]), s.dtype() == mx::bfloat16},
+                {by_rows(b, copies[2]), b.dtype() == mx::bfloat16}, N};
+  Product<BITS, GROUP> product({M, K / GROUP, K * BITS / 32});
   Matrix from{x.data<char>(), x.dtype() == mx::bfloat16};
   int rows = (M + ROWS - 1) / ROWS * ROWS, each = std::max(1, 16384 / K);
   Pool::shared().each((rows + each - 1) / each, [&](int task) {
@@ -273,17 +49,18 @@ void multiply(const mx::array& x, const mx::array& w, const mx::array& s, const 
   });
   std::unique_ptr<float[]> wider;
   float* out = y.dtype() == mx::float32 ? y.data<float>() : (wider.reset(new float[y.size()]), wider.get());
-  M > 8 ? product.wide(words, scales, biases, out) : product.narrow(words, scales, biases, out);
+  if (M > 8) product.wide(packed, out);
+  else in_pieces(N, K * BITS / 8, [&](int first, int last) { product.columns(first, last, packed, out); });
   if (wider) std::copy(out, out + y.size(), y.data<mx::bfloat16_t>());
 }
 
 // Columns of w from `first` on, `columns` of them, whole groups both, as float32 [N, columns].
 template <int BITS>
-void unpack(const Sizes& size, const uint32_t* w, const Matrix& s, const Matrix& b, int first, int columns, float* to) {
+void unpack(const Sizes& size, int N, const uint32_t* w, const Matrix& s, const Matrix& b, int first, int columns, float* to) {
   constexpr int EACH = 32 / BITS;
-  int group = size.K / size.groups, rows = std::max(1, 65536 / columns);
-  Pool::shared().each((size.N + rows - 1) / rows, [&](int task) {
-    for (int n = task * rows; n < std::min(size.N, (task + 1) * rows); n++) {
+  int group = size.row_words * EACH / size.groups, rows = std::max(1, 65536 / columns);
+  Pool::shared().each((N + rows - 1) / rows, [&](int task) {
+    for (int n = task * rows; n < std::min(N, (task + 1) * rows); n++) {
       const uint32_t* from = w + size_t(n) * size.row_words + first / EACH;
       float* out = to + size_t(n) * columns;
       for (int k = 0; k < columns; k += group) {
@@ -310,7 +87,7 @@ void multiply_back(const Numbers&, const Arrays& in, Arrays& out) {
   std::unique_ptr<float[]> block(new float[size_t(N) * most]);
   for (int first = 0; first < K; first += most) {
     int columns = std::min(most, K - first);
-    unpack<BITS>({M, N, K, groups, K * BITS / 32}, words, scales, biases, first, columns, block.get());
+    unpack<BITS>({M, groups, K * BITS / 32}, N, words, scales, biases, first, columns, block.get());
     cblas_sgemm(101, 111, 111, M, columns, N, 1, from, N, block.get(), columns, 0, d_x.data<float>() + first, K);
   }
 }

@@ -11,6 +11,7 @@ from mlxgpt.cli.lsp import lsp
 from mlxgpt.cli.machine import bench, doctor, kernels
 from mlxgpt.cli.runs import compare, runs
 from mlxgpt.cli.serve import serve
+from mlxgpt.cli.setup import setup
 from mlxgpt.cli.train import configs, train
 
 
@@ -28,7 +29,7 @@ def main(context: click.Context) -> None:
 
 
 for verb in (
-    train, data, runs, compare, generate, complete, serve, lsp, evaluate, convert, fuse, models, configs, kernels,
-    bench, doctor,
+    setup, train, data, runs, compare, generate, complete, serve, lsp, evaluate, convert, fuse, models, configs,
+    kernels, bench, doctor,
 ):  # fmt: skip
     main.add_command(verb)

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxgpt.cli.base import ADAPTER, PATH, QUANTIZE, SEED, print_json
 from mlxgpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlxgpt.completion.defaults import Defaults
 
 USING = click.option(
     "--using",
@@ -21,13 +24,24 @@ THRESHOLD = click.option("--threshold", type=RATE, help="Show nothing less likel
 FALSE_SHOW = click.option(
     "--false-show", type=RATE, help="The threshold at which so many of the suggestions shown are wrong."
 )
+CONTEXT = click.option(
+    "--context/--no-context", default=None,
+    help="Show the model, where a file leaves room, what the file imports and what is like it in the --root.  "
+    "[default: no]",
+)  # fmt: skip
 QUANTIZED = click.option("--quantize", type=click.Choice(QUANTIZE), help="Quantize the weights as they are loaded.")
 
 
-def check_shown(threshold: float | None, false_show: float | None) -> None:
-    """Raise UsageError where both say what is shown."""
+def given_defaults(
+    model: str | None, root: Path | None, using: Any, threshold: float | None, false_show: float | None,
+    context: bool | None,
+) -> "Defaults":  # fmt: skip
+    """The options that `.mlxgpt.toml` may say too. Raises UsageError where two of them say what is shown."""
     if threshold is not None and false_show is not None:
         raise UsageError("--threshold and --false-show exclude each other")
+    from mlxgpt.completion.defaults import Defaults
+
+    return Defaults(model, None if root is None else str(root), using, threshold, false_show, context)
 
 
 @click.command()
@@ -40,16 +54,17 @@ def check_shown(threshold: float | None, false_show: float | None) -> None:
 @click.option("--multiline", is_flag=True, help="Go on to the end of the block.")
 @USING
 @ROOT
+@CONTEXT
 @ADAPTER
 @THRESHOLD
 @FALSE_SHOW
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def complete(
     model: str | None, file: Path | None, line: int | None, column: int | None, multiline: bool, using: Any,
-    root: Path | None, adapter: Path | None, threshold: float | None, false_show: float | None, as_json: bool,
+    root: Path | None, context: bool | None, adapter: Path | None, threshold: float | None, false_show: float | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Print what should be inserted at a cursor to finish its line. Without FILE, stdin is the text before it."""
-    check_shown(threshold, false_show)
     if file is None:
         if line or column:
             raise UsageError("--line and --column go with a FILE; without one, stdin is the text before the cursor")
@@ -63,11 +78,17 @@ def complete(
     from mlxgpt import backend
 
     backend.start()
+    from mlxgpt.completion.defaults import settle
     from mlxgpt.completion.opening import open_suggester
 
-    suggester = open_suggester(model, root, using, adapter=adapter)
-    if false_show is not None:
-        threshold = suggester.gate.threshold(false_show)
+    given = given_defaults(model or (str(adapter) if adapter else None), root, using, threshold, false_show, context)
+    settled = settle(given)
+    names = settled.names()
+    base = model if adapter else names.model
+    suggester = open_suggester(base, names.root, names.using, adapter=adapter, context=names.context)
+    threshold = settled.threshold
+    if settled.false_show is not None:
+        threshold = suggester.gate.threshold(settled.false_show)
     document = None if file is None else str(file.absolute())
     answer = suggester.suggest(prefix, suffix, document=document, multiline=multiline, threshold=threshold or 0.0)
     if as_json:
@@ -95,11 +116,12 @@ def complete(
 )
 @USING
 @ROOT
+@CONTEXT
 @ADAPTER
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     model: str | None, paths: tuple[Path, ...], cursors: int, at: Any, seed: int, examples: int, using: Any,
-    root: Path | None, adapter: Path | None, as_json: bool,
+    root: Path | None, context: bool | None, adapter: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a model on held-out files (default: its run's validation split): loss, bits a byte, completions.
 
@@ -113,7 +135,8 @@ def evaluate(
 
     folder = adapter or (hub.resolve(model, check=layouts.describe) if model else None)
     base = model if adapter else None
-    result = session.evaluate(folder, paths, session.Options(cursors, seed, examples, using, at, root, base))
+    options = session.Options(cursors, seed, examples, using, at, root, base, bool(context))
+    result = session.evaluate(folder, paths, options)
     if as_json:
         print_json(result.as_json())
     else:

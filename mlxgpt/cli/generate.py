@@ -136,7 +136,8 @@ def _prompts_in(file: Path | None) -> list[bytes]:
 @click.argument("target", type=PATH)
 @click.option("--quantize", type=click.Choice(QUANTIZE), help="Bits a weight, or mxfp4.")
 @click.option("--dtype", type=click.Choice(DTYPES[1:]), help="Type of what is not quantized; default: as it is stored.")
-def convert(source: str, target: Path, quantize: str | None, dtype: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def convert(source: str, target: Path, quantize: str | None, dtype: str | None, as_json: bool) -> None:
     """Write the model SOURCE (a folder, an alias, a Hub id) to the folder TARGET, quantized or in another type."""
     from mlxgpt import backend, hub, layouts
 
@@ -146,7 +147,7 @@ def convert(source: str, target: Path, quantize: str | None, dtype: str | None) 
     from mlxgpt.quantization import CHOICES
 
     write(folder, target, backend.compute_dtype(dtype) if dtype else None, CHOICES[quantize] if quantize else None)
-    click.echo(f"model {target}")
+    _written(target, as_json)
 
 
 @click.command()
@@ -156,7 +157,8 @@ def convert(source: str, target: Path, quantize: str | None, dtype: str | None) 
 @click.option("--adapter", "-a", required=True, type=PATH, help="The adapter's folder.")
 @click.option("--out", "-o", required=True, type=PATH, help="The new model folder.")
 @click.option("--dequantize", is_flag=True, help="Write a quantized model's weights in floating point.")
-def fuse(model: str | None, adapter: Path, out: Path, dequantize: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fuse(model: str | None, adapter: Path, out: Path, dequantize: bool, as_json: bool) -> None:
     """Write a model with an adapter's changes in its weights: a folder as any other, for every program."""
     from mlxgpt import adapters, backend
 
@@ -165,7 +167,18 @@ def fuse(model: str | None, adapter: Path, out: Path, dequantize: bool) -> None:
     from mlxgpt.convert import convert as write
 
     write(folder, out, adapter=beside, dequantize=dequantize)
-    click.echo(f"model {out}")
+    _written(out, as_json)
+
+
+def _written(folder: Path, as_json: bool) -> None:
+    """Say which model folder was written, and with --json how large it is and in what its weights are."""
+    if not as_json:
+        click.echo(f"model {folder}")
+        return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    table = {"model": str(folder), "bytes": size, "dtype": config["torch_dtype"]}
+    print_json(table | {"quantization": config.get("quantization")})
 
 
 @click.command()

@@ -9,9 +9,19 @@ from mlxgpt.errors import Error, UsageError
 
 
 @click.command()
+@click.option(
+    "--server", metavar="URL", is_flag=False, flag_value="http://127.0.0.1:8012",
+    help="Ask a running `mlxgpt serve` what editors ask it.  [without URL: http://127.0.0.1:8012]",
+)  # fmt: skip
+@click.option("--api-key", envvar="MLXGPT_API_KEY", default="", metavar="KEY", help="With --server: the key it wants.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> None:
-    """Say what mlxgpt runs on here: device, BLAS and its measured speed, compiler, memory, caches."""
+def doctor(server: str | None, api_key: str, as_json: bool) -> None:
+    """Say what mlxgpt runs on here: device, BLAS and its measured speed, compiler, memory, caches.
+
+    With --server, what the known editors' plugins would show of a running server's answers, and why where nothing.
+    """
+    if server is not None:
+        return _replay(server, api_key, as_json)
     from mlxgpt import backend, native
 
     found = backend.examine() | native.examine()
@@ -20,6 +30,18 @@ def doctor(as_json: bool) -> None:
     else:
         for name, value in found.items():
             click.echo(f"{name:18} {value}")
+
+
+def _replay(server: str, api_key: str, as_json: bool) -> None:
+    from mlxgpt.server.replay import replay
+
+    outcomes = replay(server, api_key)
+    if as_json:
+        print_json({"server": server, "clients": [outcome.as_json() for outcome in outcomes]})
+    else:
+        click.echo("\n".join(outcome.as_row() for outcome in outcomes))
+    if failing := sum(not outcome.works for outcome in outcomes):
+        raise Error(f"{failing} of {len(outcomes)} clients could not use what {server} answers")
 
 
 @click.command()

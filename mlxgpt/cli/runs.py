@@ -29,10 +29,15 @@ def runs(folder: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=PATH, metavar="RUN RUN...")
 @click.option("--out", "-o", default="report.html", show_default=True, type=PATH, help="The page to write.")
-def compare(folders: tuple[Path, ...], out: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def compare(folders: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Draw the curves of several runs in one page."""
     if len(folders) < 2:
         raise UsageError("compare takes two runs or more; `mlxgpt train` writes the report of one")
     from mlxgpt.training import runs as known
 
-    click.echo(f"report {known.compare(folders, out)}")
+    report = known.compare(folders, out)
+    if as_json:
+        print_json({"report": str(report)} | known.as_json([known.describe(folder) for folder in folders]))
+    else:
+        click.echo(f"report {report}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mlxgpt.cli.complete import ANY_MODEL, FALSE_SHOW, QUANTIZED, ROOT, THRESHOLD, USING, check_shown
+from mlxgpt.cli.complete import ANY_MODEL, CONTEXT, FALSE_SHOW, QUANTIZED, ROOT, THRESHOLD, USING, given_defaults
 
 
 @click.command()
@@ -19,22 +19,24 @@ from mlxgpt.cli.complete import ANY_MODEL, FALSE_SHOW, QUANTIZED, ROOT, THRESHOL
     help="Answer only those who send it. Also MLXGPT_API_KEY, which other users of the machine do not see.",
 )  # fmt: skip
 @click.option("--multiline", is_flag=True, help="Suggest to the end of the block, where a request does not say.")
+@CONTEXT
 @QUANTIZED
 @THRESHOLD
 @FALSE_SHOW
 def serve(
     model: str | None, host: str, port: int, root: Path | None, using: Any, api_key: str, multiline: bool,
-    quantize: str | None, threshold: float | None, false_show: float | None,
+    context: bool | None, quantize: str | None, threshold: float | None, false_show: float | None,
 ) -> None:  # fmt: skip
-    """Complete code over HTTP for editors: llama.cpp's and OpenAI's protocols, and a page to try it on."""
-    check_shown(threshold, false_show)
+    """Complete code over HTTP for editors: llama.cpp's, OpenAI's, Mistral's and Ollama's protocols, and a page."""
     from mlxgpt import backend
 
+    given = given_defaults(model, root, using, threshold, false_show, context)
     backend.start()
-    from mlxgpt.completion.opening import Names
+    from mlxgpt.completion.defaults import settle
     from mlxgpt.server import run
     from mlxgpt.server.state import Settings
 
-    folder = "" if root is None else str(root.resolve())
-    settings = Settings(host, api_key, folder, multiline, threshold or 0.0, false_show)
-    run.serve(Names(model, root, using, quantize), settings, port)
+    settled = settle(given)
+    folder = "" if settled.root is None else str(Path(settled.root).resolve())
+    settings = Settings(host, api_key, folder, multiline, settled.threshold or 0.0, settled.false_show)
+    run.serve(settled.names(quantize), settings, port)

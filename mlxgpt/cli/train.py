@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mlxgpt.cli.base import PATH, SEED
+from mlxgpt.cli.base import PATH, SEED, print_json
 from mlxgpt.errors import UsageError
 
 
@@ -74,15 +74,24 @@ def _batch(size: str | None) -> list[str]:
 
 @click.command()
 @click.argument("name", required=False)
-def configs(name: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: the recipes, or the keys of one.")
+def configs(name: str | None, as_json: bool) -> None:
     """List the recipes that ship with mlxgpt, print one of them, or document every key with NAME `keys`."""
     from mlxgpt import config
 
-    if name == "keys":
+    def about(recipe: str) -> str:
+        return config.read_recipe_text(recipe).partition("\n")[0].lstrip("# ")
+
+    if as_json and name == "keys":
+        raise UsageError("configs keys is a text: leave --json away, or name a recipe")
+    if as_json and name:
+        print_json(config.to_table(config.load_recipe(name)))
+    elif as_json:
+        print_json({"recipes": [{"name": recipe, "about": about(recipe)} for recipe in config.recipe_names()]})
+    elif name == "keys":
         click.echo(config.document_keys())
     elif name:
         click.echo(config.read_recipe_text(name), nl=False)
     else:
         for recipe in config.recipe_names():
-            first = config.read_recipe_text(recipe).partition("\n")[0].lstrip("# ")
-            click.echo(f"{recipe:22} {first}")
+            click.echo(f"{recipe:22} {about(recipe)}")

@@ -1,7 +1,7 @@
 """How good completions are: at cursors in held-out files, against the rest of the line that is there."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
@@ -11,6 +11,7 @@ from mlxgpt.completion.cursors import Cursor
 from mlxgpt.completion.gate import Point, acceptance
 from mlxgpt.completion.suggest import Suggester
 
+WARM = 100  # cursors at which the latency with a warm prefix is measured
 FALSE_SHOW = 0.25  # the share of what is shown that may be wrong where gated suggestions are compared
 
 
@@ -37,7 +38,9 @@ class Gated:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over cursors, as fractions; latencies in milliseconds. Everything is suggested, whatever its confidence.
+    """Means over cursors, as fractions. Everything is suggested, whatever its confidence. Latencies in milliseconds:
+    where the file was not seen before, and (`warm`, at the first `WARM` cursors) where all of it was but the last
+    character before the cursor.
 
     exact_match: the suggestion is the rest of the line. edit_similarity: 2 × matching characters / all characters
     (Ratcliff and Obershelp, as CodeXGLUE's fuzzy ratio). completed_ratio: characters of the truth that the
@@ -51,6 +54,8 @@ class Scores:
     completed_ratio: float
     p50: float
     p95: float
+    warm_p50: float
+    warm_p95: float
     gated: Gated = field(default_factory=lambda: Gated(FALSE_SHOW, 1.01, 0.0, 0.0))
     acceptance: list[Point] = field(default_factory=list)
     kinds: dict[str, Kind] = field(default_factory=dict)
@@ -75,14 +80,22 @@ def common_prefix(a: str, b: str) -> int:
 
 
 def evaluate(
-    suggester: Suggester, cursors: Sequence[Cursor], show: Callable[[Cursor, str], None] = lambda cursor, text: None
-) -> Scores:
-    """Complete at every cursor and score it; `show` sees each cursor and what was suggested."""
-    cases, latencies = [], []
-    for cursor in cursors:
-        answer = suggester.suggest(cursor.prefix, cursor.suffix)
+    suggester: Suggester, cursors: Sequence[Cursor], show: Callable[[Cursor, str], None] = lambda cursor, text: None,
+    paths: Mapping[str, str] = {},
+) -> Scores:  # fmt: skip
+    """Complete at every cursor and score it; `show` sees each cursor and what was suggested. `paths` are the documents'
+    in their project, by the cursors' names, where what they import is to be found."""
+    cases, latencies, warm = [], [], []
+    for i, cursor in enumerate(cursors):
+        path = paths.get(cursor.name)
+        answer = suggester.suggest(cursor.prefix, cursor.suffix, document=path)
         text, truth = answer.completion, cursor.truth
         latencies.append(answer.latency_ms)
+        if i < WARM:
+            suggester.suggest(cursor.prefix[:-1], cursor.suffix, 0, document=path)
+            warm.append(suggester.suggest(cursor.prefix, cursor.suffix, document=path).latency_ms)
+        if path is not None:
+            suggester.forget(path)
         similarity = difflib.SequenceMatcher(None, text, truth, autojunk=False).ratio()
         kind = PurePath(cursor.name).suffix or PurePath(cursor.name).name
         cases.append(
@@ -93,11 +106,12 @@ def evaluate(
         show(cursor, text)
     whole = _kind(cases)
     p50, p95 = np.percentile(latencies or [0.0], [50, 95]).tolist()
+    warm_p50, warm_p95 = np.percentile(warm or [0.0], [50, 95]).tolist()
     kinds = {name: _kind([c for c in cases if c.kind == name]) for name in sorted({c.kind for c in cases})}
     curve = acceptance([(c.confidence, c.right) for c in cases if c.said], len(cases))
     return Scores(
-        whole.cursors, whole.exact_match, whole.edit_similarity, whole.completed_ratio, p50, p95,
-        _gated(cases, FALSE_SHOW), curve, kinds,
+        whole.cursors, whole.exact_match, whole.edit_similarity, whole.completed_ratio, p50, p95, warm_p50,
+        warm_p95, _gated(cases, FALSE_SHOW), curve, kinds,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ own; small segments are merged as they become as large as the next (O'Neil et al
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,12 @@ class Index:
     def documents(self) -> set[str]:
         """Names of what is indexed."""
         return {name for part in self._parts for name in part.places}
+
+    def texts(self) -> Iterator[tuple[str, bytes]]:
+        """Name and text of each document, as its tokens spell it."""
+        for part in self._parts:
+            for name, (start, end) in part.places.items():
+                yield name, self.tokenizer.decode(part.segment.tokens[start + 1 : end].tolist())
 
     def __len__(self) -> int:
         """Tokens that count, boundaries included."""

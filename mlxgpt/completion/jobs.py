@@ -30,7 +30,7 @@ class Ask:
     A `document` is a name for the buffer, a file's absolute path if it is one: a newer request with the same name ends
     this one, and in its project's index its text gives way to the buffer. Without a name nothing is ended, and the
     computed state of the buffer that is most alike is used. Nothing is shown after `seconds`; after `block_seconds` a
-    block ends with the line it has come to.
+    block ends with the line it has come to. `several` suggestions are looked for, each with another text.
     """
 
     prefix: bytes
@@ -42,6 +42,7 @@ class Ask:
     extra: Sequence[bytes] = ()
     seconds: float = 10.0
     block_seconds: float | None = None
+    several: int = 1
 
 
 @dataclass(frozen=True)

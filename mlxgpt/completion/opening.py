@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxgpt import adapters, backend, weights
+from mlxgpt.completion.context import Library
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.settings import Settings
 from mlxgpt.completion.suggest import Suggester, Using, chosen
@@ -19,22 +20,26 @@ class Names:
     root: Path | None = None
     using: Using | None = None
     quantize: str | None = None
+    context: bool = False
 
 
 def open_suggester(
     model: str | None, root: Path | None = None, using: Using | None = None, quantize: str | None = None,
-    adapter: Path | None = None,
+    adapter: Path | None = None, context: bool = False,
 ) -> Suggester:  # fmt: skip
     """The suggester of a model (a folder, an alias, a Hub id), its weights quantized as `quantize` names it, or of an
-    adapter's folder, with the settings that lie beside it, and of the project in `root`. Raises Error, UsageError."""
+    adapter's folder, with the settings that lie beside it, and of the project in `root`, whose texts the model is shown
+    with `context`. Raises Error, UsageError."""
     using = chosen(using, model is not None or adapter is not None)
     if using == "ngrams" or model is adapter is None:
         return Suggester(index=_index(root, None))
     folder, adapter = adapters.locate(model, adapter)
     fewer, dtype = CHOICES[quantize] if quantize else None, backend.compute_dtype()
     network, tokenizer = weights.load_with_tokenizer(folder, dtype, fewer, compact=True, adapter=adapter)
-    index = _index(root, tokenizer) if using != "model" else None
-    return Suggester(network, tokenizer, index, using, Settings.load(adapter or folder))
+    index = _index(root, tokenizer) if using != "model" or context else None
+    library = Library.of_index(index) if index is not None and context else None
+    known = index if using != "model" else None
+    return Suggester(network, tokenizer, known, using, Settings.load(adapter or folder), library=library)
 
 
 def _index(root: Path | None, tokenizer: Tokenizer | None) -> Index | None:

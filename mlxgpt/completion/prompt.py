@@ -25,50 +25,91 @@ class Prompt:
     before: list[int] | None = None
 
 
-def build(tokenizer: Tokenizer, prefix: bytes, budget: int) -> Prompt:
-    """The prompt for what follows `prefix`, at most `budget` tokens: its end, from the beginning of a line if it can.
+@dataclass(frozen=True)
+class View:
+    """What of a file a prompt begins with, from byte `start` on, and the ids of other documents `ahead` of it."""
+
+    start: int
+    ahead: tuple[int, ...] = ()
+
+
+def build(tokenizer: Tokenizer, prefix: bytes, budget: int, view: View | None = None) -> Prompt:
+    """The prompt for what follows `prefix`: what `view` says, or its end in at most `budget` tokens, from the beginning
+    of a line if it can.
 
     After the opening token alone the remainder begins with the tokenizer's dummy prefix: the first word is spelled with
     the space that it has in such a model's texts, and what has been spelled of the remainder is not shown.
 
     Raises Error for a tokenizer without an opening token and an empty prefix.
     """
-    window = prefix[-8 * budget - 64 :]  # no need to tokenize what cannot fit
-    if len(window) < len(prefix):
-        window = window[window.find(b"\n", 0, len(window) // 2) + 1 :]
-    ids = tokenizer.begin(prefix) if prefix and len(window) == len(prefix) else tokenizer.encode(window)
-    if len(ids) > budget:
-        ids = _from_line_start(tokenizer, tokenizer.encode(window), budget)
+    ahead = list(view.ahead) if view is not None else []
+    if view is not None:
+        text = prefix[view.start :]
+        ids = tokenizer.begin(text) if text and (ahead or not view.start) else tokenizer.encode(text)
+    else:
+        window = _window(prefix, budget)
+        ids = tokenizer.begin(prefix) if prefix and len(window) == len(prefix) else tokenizer.encode(window)
+        if len(ids) > budget:
+            ids = _from_line_start(tokenizer, tokenizer.encode(window), budget)
     count = _to_heal(tokenizer, ids)
     kept, healed = ids[: len(ids) - count], ids[len(ids) - count :]
     if kept:
-        return Prompt(kept, tokenizer.decode(healed))
+        return Prompt([*ahead, *kept], tokenizer.decode(healed), kept if ahead else None)
     if tokenizer.bos_id is not None:
-        return Prompt([tokenizer.bos_id], tokenizer.dummy_prefix + tokenizer.decode(healed))
+        kept = [tokenizer.bos_id]
+        return Prompt([*ahead, *kept], tokenizer.dummy_prefix + tokenizer.decode(healed), kept if ahead else None)
+    if ahead:
+        return Prompt(ahead, tokenizer.decode(healed), [])
     if not healed:
         raise Error("there is nothing before the cursor, and this model's tokenizer has no opening token to begin with")
     return Prompt(healed[:1], tokenizer.decode(healed[1:]))
 
 
-def build_infilling(tokenizer: Tokenizer, prefix: bytes, suffix: bytes, budget: int, order: str) -> Prompt:
+def build_infilling(
+    tokenizer: Tokenizer, prefix: bytes, suffix: bytes, budget: int, order: str, view: View | None = None
+) -> Prompt:
     """The prompt for what stands between `prefix` and `suffix`, of a model that was trained to fill in the middle, at
-    most `budget` tokens: up to a quarter for the suffix, as many whole lines of it as fit, the rest for the prefix.
+    most `budget` tokens where there is no `view`: up to a quarter for the suffix, as many whole lines of it as fit, the
+    rest for the prefix.
 
     `order` is "spm", where the suffix comes first, so that while a user types the prompt only grows at its end, or
     "psm" (arXiv 2207.14255; see `data.fim`). The tokenizer must have the control tokens.
     """
     fim = tokenizer.fim
     assert fim is not None
+    ahead = view.ahead if view is not None else ()
     opening = [tokenizer.bos_id] if tokenizer.bos_id is not None and tokenizer.opens else []
     behind = _to_line_end(tokenizer, suffix, budget // SUFFIX_SHARE)
-    room = max(1, budget - len(opening) - 3 - len(behind))
-    window = prefix[-8 * room - 64 :]
-    ids = _from_line_start(tokenizer, tokenizer.encode(window), room)
+    if view is not None:
+        ids = tokenizer.encode(prefix[view.start :])
+    else:
+        room = max(1, budget - len(opening) - 3 - len(behind))
+        ids = _from_line_start(tokenizer, tokenizer.encode(prefix[-8 * room - 64 :]), room)
     count = _to_heal(tokenizer, ids)
     before, remainder = ids[: len(ids) - count], tokenizer.decode(ids[len(ids) - count :])
-    if order == "spm":
-        return Prompt([*opening, fim.prefix, fim.suffix, *behind, fim.middle, *before], remainder, [*opening, *before])
-    return Prompt([*opening, fim.prefix, *before, fim.suffix, *behind, fim.middle], remainder, [*opening, *before])
+    shown = [fim.prefix, fim.suffix, *behind, fim.middle, *before]
+    if order != "spm":
+        shown = [fim.prefix, *before, fim.suffix, *behind, fim.middle]
+    return Prompt([*ahead, *opening, *shown], remainder, [*opening, *before])
+
+
+def suffix_room(tokenizer: Tokenizer, suffix: bytes, budget: int) -> int:
+    """Tokens that `build_infilling` uses for the suffix and the control tokens."""
+    return 4 + len(_to_line_end(tokenizer, suffix, budget // SUFFIX_SHARE))
+
+
+def fit(tokenizer: Tokenizer, prefix: bytes, room: int) -> tuple[int, int]:
+    """Where the prefix's last lines begin that fit `room` tokens, in bytes, and how many tokens they are."""
+    ids = _from_line_start(tokenizer, tokenizer.encode(_window(prefix, room)), room)
+    return len(prefix) - sum(len(tokenizer.token_bytes[i]) for i in ids), len(ids)
+
+
+def _window(prefix: bytes, budget: int) -> bytes:
+    """The end of the prefix, longer than `budget` tokens: what cannot fit need not be tokenized."""
+    window = prefix[-8 * budget - 64 :]
+    if len(window) < len(prefix):
+        window = window[window.find(b"\n", 0, len(window) // 2) + 1 :]
+    return window
 
 
 def _to_line_end(tokenizer: Tokenizer, suffix: bytes, budget: int) -> list[int]:

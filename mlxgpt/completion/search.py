@@ -1,8 +1,8 @@
 """The likeliest line: best-first search over continuations, token by token."""
 
 import heapq
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 Path = tuple[int, ...]
 
@@ -10,12 +10,14 @@ Path = tuple[int, ...]
 @dataclass(frozen=True)
 class Found:
     """A continuation, its log-probability (nats), whether it ends as it should, and how much likelier it is than the
-    likeliest other one, as far as that was followed (nats)."""
+    likeliest other one, as far as that was followed (nats). `open` are the paths that were not followed further, with
+    their log-probabilities, those that would have been next first."""
 
     path: Path
     logprob: float
     ended: bool
     margin: float
+    open: Sequence[tuple[Path, float]] = field(default=(), repr=False)
 
 
 def best_first(
@@ -39,15 +41,42 @@ def best_first(
             return Found((), 0.0, False, 0.0)
         _, _, logprob, path = heapq.heappop(heap)
         if path and (ended := ends(path)) | (len(path) >= most_tokens):
-            return Found(path, logprob, ended, logprob - _best(heap))
+            return Found(path, logprob, ended, logprob - _best(heap), _open(heap))
         for token, p in expand(path) if most_tokens else ():
             pushed += 1
             total = logprob + p
             heapq.heappush(heap, (-total - patience * (len(path) + 1), pushed, total, (*path, token)))
-    path, logprob = (), 0.0
+    path, logprob = _greedy(expand, ends, most_tokens, (), 0.0)
+    return Found(path, logprob, bool(path) and ends(path), logprob - _best(heap), _open(heap))
+
+
+def others(
+    expand: Callable[[Path], Sequence[tuple[int, float]]],
+    ends: Callable[[Path], bool],
+    most_tokens: int,
+    found: Found,
+) -> Iterator[Found]:
+    """Continuations that part from the one `best_first` found with the same arguments, and from each other, at one
+    token: the paths it left open, each finished greedily. Their margin is how much less likely than `found` they are.
+    """
+    for start, begun in found.open:
+        path, logprob = _greedy(expand, ends, most_tokens, start, begun)
+        if path and path != found.path:  # which it is where that was finished greedily itself
+            yield Found(path, logprob, ends(path), logprob - found.logprob)
+
+
+def _greedy(
+    expand: Callable[[Path], Sequence[tuple[int, float]]], ends: Callable[[Path], bool], most_tokens: int, path: Path,
+    logprob: float,
+) -> tuple[Path, float]:  # fmt: skip
+    """A path that goes on with the likeliest token each time, and its log-probability."""
     while len(path) < most_tokens and not (path and ends(path)) and (children := expand(path)):
         path, logprob = (*path, children[0][0]), logprob + children[0][1]
-    return Found(path, logprob, bool(path) and ends(path), logprob - _best(heap))
+    return path, logprob
+
+
+def _open(heap: list[tuple[float, int, float, Path]]) -> list[tuple[Path, float]]:
+    return [(path, logprob) for _, _, logprob, path in sorted(heap)]
 
 
 def _best(heap: list[tuple[float, int, float, Path]]) -> float:

@@ -228,7 +228,7 @@ class Service:
             until = None if ask.block_seconds is None else job.elapsed_ms() + 1000 * ask.block_seconds
             answer = suggester.suggest(
                 ask.prefix, ask.suffix, ask.max_tokens, document=name, multiline=ask.multiline,
-                threshold=ask.threshold, cancelled=job.over, extra=ask.extra,
+                threshold=ask.threshold, cancelled=job.over, extra=ask.extra, several=ask.several,
                 enough=lambda: until is not None and job.elapsed_ms() > until,
             )  # fmt: skip
             if job.over() and answer.reason == "cancelled":

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlxgpt import adapters, backend, files, weights
 from mlxgpt.completion import evaluation, project
+from mlxgpt.completion.context import Library
 from mlxgpt.completion.cursors import At, Cursor, pick_cursors
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.settings import Settings
@@ -26,11 +27,11 @@ LENGTH = 512  # tokens a sequence where no run says how long its own were
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text to evaluate on: documents as (name, bytes), all their tokens, uint [n], and the files they are."""
+    """Text to evaluate on: documents as (name, bytes), all their tokens, uint [n], and their files by their names."""
 
     documents: list[tuple[str, bytes]]
     tokens: np.ndarray
-    paths: set[str] = field(default_factory=set)
+    paths: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Options:
     at: At = "anywhere"
     root: Path | None = None
     base: str | None = None  # the model of an adapter that another one than its own is to carry
+    context: bool = False  # show the model what its files import and what is like them, of the text that is known
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Result:
             "cursors": s.cursors, "exact_match": s.exact_match, "edit_similarity": s.edit_similarity,
             "completed_ratio": s.completed_ratio, "latency_ms": {"p50": s.p50, "p95": s.p95}, "using": self.using,
             "at": self.at, "gated": vars(s.gated), "acceptance": [vars(point) for point in s.acceptance],
+            "warm_latency_ms": {"p50": s.warm_p50, "p95": s.warm_p95},
             "kinds": {name: vars(kind) for name, kind in s.kinds.items()},
         }  # fmt: skip
 
@@ -87,7 +90,8 @@ class Result:
             + ("".join(kinds) if len(kinds) > 1 else "")
             + f"gated            {g.completed_ratio:.1%} completed where {g.shown:.1%} are shown, of which "
             f"{g.false_show:.0%} wrong\n"
-            f"latency          {s.p50:.0f} ms p50, {s.p95:.0f} ms p95"
+            f"latency          {s.p50:.0f} ms p50, {s.p95:.0f} ms p95; one more character typed {s.warm_p50:.0f} and "
+            f"{s.warm_p95:.0f} ms"
         )
 
 
@@ -103,7 +107,7 @@ def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Re
         if not paths or options.root is None:
             raise UsageError("without --model, name files to evaluate on and --root, the project that is known")
         held_out, loss = _documents(paths, None), None
-        suggester = Suggester(using=using, index=_index(None, None, options.root, held_out))
+        suggester = Suggester(using=using, index=index_of(None, None, options.root, held_out))
     else:
         base, adapter = adapters.locate(options.base, folder) if options.base else adapters.locate(str(folder))
         dtype = backend.compute_dtype()
@@ -115,9 +119,11 @@ def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Re
         evaluator = Evaluator(model, held_out.tokens, size, batch_size=8, length=min(length, model.config.context))
         loss = evaluator.run()
         its = None if using == "ngrams" else tokenizer
-        wanted = using != "model" and options.cursors > 0
-        index = _index(folder, its, options.root, held_out) if wanted else None
-        suggester = Suggester(model, its, index, using, Settings.load(folder))
+        wanted = (using != "model" or options.context) and options.cursors > 0
+        index = index_of(folder, its, options.root, held_out) if wanted else None
+        library = Library.of_index(index) if index is not None and options.context else None
+        known = index if using != "model" else None
+        suggester = Suggester(model, its, known, using, Settings.load(folder), library=library)
     places = pick_cursors(held_out.documents, options.cursors, options.seed, options.at)
     if places:
         suggester.suggest(places[0].prefix)  # compiles the step: no latency of a suggestion
@@ -129,10 +135,11 @@ def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Re
             shown += 1
             click.echo(example(cursor, text) + "\n")
 
-    return Result(using, options.at, loss, evaluation.evaluate(suggester, places, show))
+    paths_of = held_out.paths if suggester.views.library is not None else {}
+    return Result(using, options.at, loss, evaluation.evaluate(suggester, places, show, paths_of))
 
 
-def _index(folder: Path | None, tokenizer: Tokenizer | None, root: Path | None, held_out: HeldOut) -> Index | None:
+def index_of(folder: Path | None, tokenizer: Tokenizer | None, root: Path | None, held_out: HeldOut) -> Index | None:
     """The n-grams that may be known: of `root`, or of what the run in `folder` was trained on."""
     if root is not None:
         index = project.open_index(root, tokenizer, backend.cache_dir())
@@ -141,7 +148,7 @@ def _index(folder: Path | None, tokenizer: Tokenizer | None, root: Path | None, 
         index = project.of_run(manifest, tokenizer, backend.cache_dir())
     else:
         return None
-    for path in held_out.paths & index.documents:
+    for path in index.documents.intersection(held_out.paths.values()):
         index.update(path, None)
     return index
 
@@ -161,13 +168,14 @@ def from_run(folder: Path, tokenizer: Tokenizer) -> HeldOut:
         raise Error(f"{folder} keeps no validation split: name files or folders to evaluate on")
     manifest = files.read_json(training / "data.json")
     tokens = read_tokens(training / "validation.bin", manifest["dtype"])
-    documents, start = [], 0
+    documents, paths, start = [], {}, 0
     for source in (d for d in manifest["sources"] if d["split"] == "validation"):
         documents.append((source["name"], tokenizer.decode(tokens[start : start + source["tokens"]].tolist())))
+        paths[source["name"]] = source["path"]
         start += source["tokens"]
     if len(tokens) < 2:
         raise Error(f"{folder} was trained without a validation split: name files or folders to evaluate on")
-    return HeldOut(documents, tokens)
+    return HeldOut(documents, tokens, paths)
 
 
 def from_paths(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path) -> HeldOut:
@@ -195,4 +203,4 @@ def _documents(paths: Sequence[Path], found: list[corpus.Document] | None) -> He
     """Files as they are, not tokenized; `found`, where they were looked for before."""
     found = _found(paths) if found is None else found
     documents = [(d.name, "".join(d.pieces()).encode()) for d in found]
-    return HeldOut(documents, np.zeros(0, np.int32), {str(d.path) for d in found})
+    return HeldOut(documents, np.zeros(0, np.int32), {d.name: str(d.path) for d in found})

@@ -3,24 +3,27 @@
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 
 from mlxgpt.completion import postprocess
 from mlxgpt.completion import prompt as prompts
+from mlxgpt.completion.context import Library
 from mlxgpt.completion.gate import Evidence
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.lexer import Lexer
 from mlxgpt.completion.ngram import BOUNDARY, BUFFER_WEIGHT, Interpolation, Segment
 from mlxgpt.completion.postprocess import LINE_END, text_of, trim
 from mlxgpt.completion.prefixes import Cancelled, Prefixes
-from mlxgpt.completion.search import Path, best_first
+from mlxgpt.completion.search import Found, Path, best_first, others
 from mlxgpt.completion.settings import Fim, Settings
 from mlxgpt.completion.sources import Source
 from mlxgpt.completion.spelling import Part, spelled_by, without
+from mlxgpt.completion.views import Views
 from mlxgpt.errors import UsageError
 from mlxgpt.models import Model
 from mlxgpt.tokenizer import Tokenizer
@@ -28,10 +31,12 @@ from mlxgpt.tokenizer import Tokenizer
 Using = Literal["model", "ngrams", "both"]
 MAX_TOKENS = 64  # of a line
 BLOCK_TOKENS = 256  # of several lines
+WORDS = 16 << 20  # bytes that the words of texts which are there no more may take, beside as many as the others take
 MOST_BUFFER = 1 << 18  # bytes of the open file that are indexed before the cursor's line, and as many after it
 EXPANSIONS = 40  # paths followed before the best of them is finished greedily
 # Against the likeliest line of all (0) a point less of exact match, and two points more of the characters completed.
 PATIENCE = 0.3
+SPARE = 3  # continuations looked at for each further suggestion: some say what was suggested already
 MEMORY = 256 << 20  # bytes of model state kept for the documents in use
 DOCUMENTS = 64  # whose last suggestion is remembered, for when it is typed along
 SNIPPETS = 64  # texts from elsewhere whose n-grams are remembered: a client sends the same ones again and again
@@ -54,7 +59,7 @@ class Suggestion:
     `mean_logprob` (nats) is over its `tokens`, given the characters that were there; `confidence` is how likely it is
     to be what the user would have typed; `latency_ms` runs from the request to the answer. `hidden` is what would have
     been inserted, had its confidence reached the threshold. `parts` are the texts that its tokens spell, of which
-    `hidden` consists, with their log-probabilities.
+    `hidden` consists, with their log-probabilities. `others` are further suggestions, where several were asked for.
     """
 
     completion: str
@@ -67,6 +72,7 @@ class Suggestion:
     evidence: Evidence | None = None
     parts: tuple[Part, ...] = ()
     work: Work = Work()
+    others: tuple["Suggestion", ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,15 @@ def chosen(using: Using | None, has_model: bool) -> Using:
 class Suggester:
     """Completes lines with a model, with n-grams of the open file and of an indexed project, or with both.
 
-    `index` must have been made with `tokenizer`. Without a tokenizer the index's own is used, or a `Lexer`. Not safe
-    to share between threads. Raises UsageError where what `using` needs is not there.
+    `index` must have been made with `tokenizer`. Without a tokenizer the index's own is used, or a `Lexer`. In the room
+    that a file leaves in its context the model is shown texts of `library`. Not safe to share between threads. Raises
+    UsageError where what `using` needs is not there.
     """
 
     def __init__(
         self, model: Model | None = None, tokenizer: Tokenizer | None = None, index: Index | None = None,
         using: Using | None = None, settings: Settings | None = None, memory: int = MEMORY,
+        library: Library | None = None,
     ) -> None:  # fmt: skip
         self.using = chosen(using, model is not None)
         self.model = None if self.using == "ngrams" else model
@@ -105,9 +113,11 @@ class Suggester:
         self.gate = self.settings.gate(self.using)
         self.fim = self._infills()
         self.prefixes = None if self.model is None else Prefixes(self.model, memory)
+        self.views = Views(self.tokenizer, self.fim, None if self.model is None else library)
         self._buffer: tuple[bytes, bytes, Segment] | None = None
         self._last: OrderedDict[str, Last] = OrderedDict()
         self._snippets: OrderedDict[bytes, Segment] = OrderedDict()
+        self._words = 0  # bytes that the words of a `Lexer` took when it last forgot some
         table = self.tokenizer.token_bytes
         # Ids that may be suggested: text, and the token that ends a document.
         self._speakable = np.array([i for i, b in enumerate(table) if b or i == self.tokenizer.eos_id])
@@ -115,14 +125,16 @@ class Suggester:
     def suggest(
         self, prefix: bytes, suffix: bytes = b"", max_tokens: int = MAX_TOKENS, *, document: str | None = None,
         multiline: bool = False, threshold: float = 0.0, cancelled: Callable[[], bool] = lambda: False,
-        enough: Callable[[], bool] = lambda: False, extra: Sequence[bytes] = (),
+        enough: Callable[[], bool] = lambda: False, extra: Sequence[bytes] = (), several: int = 1,
     ) -> Suggestion:  # fmt: skip
         """The rest of the line, or with `multiline` of the block, at a cursor between `prefix` and `suffix`.
 
         `document` names the buffer: its state is kept apart, what was suggested for it is not computed again while it
         is typed, and its text in the project's index gives way to the buffer. `cancelled` is asked before every pass
         of the model, `enough` after each line of a block, which it can end there. The n-grams also know the texts of
-        `extra`. Below `threshold` in confidence nothing is shown. Raises Error.
+        `extra`, edited lately elsewhere, the newest first, and the model is shown them where the file leaves room.
+        Below `threshold` in confidence nothing is shown. Beside the likeliest suggestion `several` - 1 others are
+        looked for, each with another text; there may be fewer. Raises Error.
         """
         start = time.perf_counter()
 
@@ -133,15 +145,24 @@ class Suggester:
             if cancelled():
                 raise Cancelled
 
-        asked = multiline, max_tokens, tuple(extra)
+        asked = multiline, max_tokens, tuple(extra), several
         if document is not None and (typed := self._typed_along(document, prefix, suffix, asked)) is not None:
             return self._gated(typed, threshold, start)
         try:
             source = self.source(prefix, suffix, document, check, extra)
-            found = self._lines(source, prefix, max_tokens, lambda: multiline and not enough())
+            found = self._lines(source, prefix, max_tokens, lambda: multiline and not enough(), several)
+            answers: dict[str, Suggestion] = {}  # by their text
+            for decoded in found:
+                made = self._answer(source, decoded, prefix, suffix, multiline)
+                if answers and not made.completion:
+                    continue
+                answers.setdefault(made.completion, made)
+                if len(answers) == several or not made.completion:
+                    break
         except Cancelled:
             return nothing("cancelled")
-        answer = self._answer(source, found, prefix, suffix, multiline)
+        answer, *more = answers.values()
+        answer = replace(answer, others=tuple(more))
         if document is not None:
             _remember(self._last, document, Last(prefix, suffix, asked, answer), DOCUMENTS)
         return self._gated(answer, threshold, start)
@@ -150,7 +171,18 @@ class Suggester:
         """A document of the project is new, has changed, or (None) is gone: what was suggested may be so no more."""
         if self.index is not None:
             self.index.update(name, data)
-            self._last.clear()
+        self.views.update(name, data)
+        self._last.clear()
+
+    def knows(self, name: str) -> bool:
+        """Whether a document of this name is in the project's text."""
+        library = self.views.library
+        return (self.index is not None and name in self.index.documents) or (library is not None and name in library)
+
+    def forget(self, document: str) -> None:
+        """What was suggested and shown for a document: the next suggestion is as for a new one."""
+        self._last.pop(document, None)
+        self.views.forget(document)
 
     def _infills(self) -> Fim:
         """How the model fills in the middle: a model that nothing is said of does, as most, where there are tokens."""
@@ -164,7 +196,9 @@ class Suggester:
         if shown and answer.confidence < threshold:
             shown, reason = "", f"confidence {answer.confidence:.2f} is below the threshold {threshold:.2f}"
         latency = 1000 * (time.perf_counter() - start)
-        return replace(answer, completion=shown, latency_ms=latency, reason=reason, hidden=hidden)
+        more = (self._gated(other, threshold, start) for other in answer.others)
+        others = tuple(other for other in more if other.completion) if shown else ()
+        return replace(answer, completion=shown, latency_ms=latency, reason=reason, hidden=hidden, others=others)
 
     def _typed_along(self, document: str, prefix: bytes, suffix: bytes, asked: tuple) -> Suggestion | None:
         """What is left of the last suggestion, where the user has typed the beginning of it since."""
@@ -174,12 +208,9 @@ class Suggester:
         whole = last.prefix + last.suggestion.completion.encode()
         if not (len(last.prefix) <= len(prefix) < len(whole) and whole.startswith(prefix)):
             return None
-        rest = text_of(whole[len(prefix) :])
-        old = last.suggestion
-        if not rest.strip():
-            return None
-        parts = without(old.parts, len(old.completion) - len(rest))
-        return Suggestion(rest, old.tokens, old.mean_logprob, 0.0, old.confidence, evidence=old.evidence, parts=parts)
+        typed = prefix[len(last.prefix) :]
+        first, *more = (_rest(old, typed) for old in (last.suggestion, *last.suggestion.others))
+        return replace(first, others=tuple(o for o in more if o.completion)) if first.completion.strip() else None
 
     def source(
         self, prefix: bytes, suffix: bytes, document: str | None = None, check: Callable[[], None] = lambda: None,
@@ -193,10 +224,7 @@ class Suggester:
         else:
             context = self.model.config.context if self.model is not None else 1 << 10
             budget = max(1, context // 2, context - MAX_TOKENS - prompts.MOST_HEALED)
-            if self.fim and suffix.strip():
-                built = prompts.build_infilling(self.tokenizer, prefix, suffix, budget, self.fim)
-            else:
-                built = prompts.build(self.tokenizer, prefix, budget)
+            built = self.views.prompt(prefix, suffix, budget, document, extra)
             ids, remainder, before = built.ids, built.remainder, built.before
         state = None if self.prefixes is None else self.prefixes.of(document or "")
         mixture = self.settings.mixture
@@ -204,6 +232,7 @@ class Suggester:
 
     def _ngrams(self, prefix: bytes, suffix: bytes, document: str | None, extra: Sequence[bytes]) -> Interpolation:
         """The n-grams of the buffer but for the cursor's line, of `extra`, and of the project but for this document."""
+        self._forget_words()
         before = prefix[: prefix.rfind(b"\n") + 1][-MOST_BUFFER:]
         after = suffix[suffix.find(b"\n") + 1 :][:MOST_BUFFER] if b"\n" in suffix else b""
         if self._buffer is None or self._buffer[:2] != (before, after):
@@ -223,39 +252,69 @@ class Suggester:
             segments += [(segment, 1.0) for segment in self.index.segments]
         return Interpolation(segments)
 
+    def _forget_words(self) -> None:
+        """Have a `Lexer` forget words that no text has any more: those of every text that a client ever sent would be
+        as many as there is memory."""
+        if isinstance(self.tokenizer, Lexer) and self.tokenizer.nbytes > 2 * self._words + WORDS:
+            segments = [*self._snippets.values(), *(self.index.segments if self.index else ())]
+            segments += [self._buffer[2]] if self._buffer else []
+            self.tokenizer.keep(segment.tokens for segment in segments)
+            self._words = self.tokenizer.nbytes
+
     def _read(self, text: bytes) -> list[int]:
         """A document's ids, for the n-grams."""
         return self.tokenizer.learn(text) if isinstance(self.tokenizer, Lexer) else self.tokenizer.document(text)
 
-    def _lines(self, source: Source, prefix: bytes, max_tokens: int, further: Callable[[], bool]) -> "_Decoded":
-        """The likeliest line, and the lines after it while the block goes on and `further` ones are wanted."""
+    def _lines(
+        self, source: Source, prefix: bytes, max_tokens: int, further: Callable[[], bool], several: int
+    ) -> Iterator["_Decoded"]:
+        """The likeliest line, and the lines after it while the block goes on and `further` ones are wanted; then the
+        same of other lines, as many as may be needed for `several` that differ."""
         most = min(max_tokens, source.context - len(source.ids))
         work = Work()
         if source.prefix is not None:
             start = time.perf_counter()
             source.probabilities(())  # the prompt is computed even where there is no room to go on
             work = Work(len(source.ids), source.prefix.reused, 1000 * (time.perf_counter() - start))
+        first = self._search(source, (), most)
+        yield self._block(source, prefix, first, most, further, work)
+        if several > 1:
+            expand, ends = self._line_after(source, ())
+            for other in islice(others(expand, ends, most, first), SPARE * (several - 1)):
+                yield self._block(source, prefix, other, most, further, Work())
+
+    def _line_after(
+        self, source: Source, done: Path
+    ) -> tuple[Callable[[Path], list[tuple[int, float]]], Callable[[Path], bool]]:
+        """What may follow a path after `done`, and whether a path ends the line that it begins there."""
+
+        def expand(further: Path) -> list[tuple[int, float]]:
+            return source.expand(done + further)
+
+        def ends(further: Path) -> bool:
+            spelled = source.bytes_of(done + further)
+            return further[-1] == self.tokenizer.eos_id or bool(LINE_END.search(spelled, len(source.bytes_of(done))))
+
+        return expand, ends
+
+    def _search(self, source: Source, done: Path, most: int) -> Found:
+        """The likeliest line after `done`."""
+        return best_first(*self._line_after(source, done), most, EXPANSIONS, PATIENCE)
+
+    def _block(
+        self, source: Source, prefix: bytes, found: Found, most: int, further: Callable[[], bool], work: Work
+    ) -> "_Decoded":
+        """A line, and those after it while the block goes on and `further` ones are wanted."""
         before = prefix[prefix.rfind(b"\n") + 1 :]
-        path: Path = ()
-        margin = 0.0
+        path, margin = found.path, found.margin
         while True:
-            done = path
-
-            def expand(further: Path, done: Path = done) -> list[tuple[int, float]]:
-                return source.expand(done + further)
-
-            def ends(further: Path, done: Path = done) -> bool:
-                token = further[-1]
-                spelled = source.bytes_of(done + further)
-                return token == self.tokenizer.eos_id or bool(LINE_END.search(spelled, len(source.bytes_of(done))))
-
-            found = best_first(expand, ends, most, EXPANSIONS, PATIENCE)
-            path, most = done + found.path, most - len(found.path)
-            margin = found.margin if not done else margin
+            most -= len(found.path)
             lines = re.split(rb"\r?\n", source.bytes_of(path))[:-1]
             over = not found.ended or path[-1] == self.tokenizer.eos_id
             if over or most <= 0 or not further() or not postprocess.goes_on(before, lines):
                 return _Decoded(path, margin, work)
+            found = self._search(source, path, most)
+            path += found.path
 
     def _answer(self, source: Source, found: "_Decoded", prefix: bytes, suffix: bytes, multiline: bool) -> Suggestion:
         """What is inserted of what was decoded, and the evidence for it."""
@@ -283,6 +342,14 @@ class _Decoded:
     path: Path
     margin: float
     work: Work
+
+
+def _rest(old: Suggestion, typed: bytes) -> Suggestion:
+    """What is left of a suggestion after what was `typed` since: nothing, where it begins otherwise."""
+    data = old.completion.encode()
+    rest = text_of(data[len(typed) :]) if data.startswith(typed) else ""
+    parts = without(old.parts, len(old.completion) - len(rest))
+    return Suggestion(rest, old.tokens, old.mean_logprob, 0.0, old.confidence, evidence=old.evidence, parts=parts)
 
 
 def _remember(table: OrderedDict, name: object, value: object, most: int) -> None:

@@ -74,12 +74,12 @@ class Watched:
         """The suggester; the project's files are seen before they are read. Raises Error, UsageError."""
         names = self._names
         self._seen = None if names.root is None else project.state(names.root)
-        return open_suggester(names.model, names.root, names.using, names.quantize)
+        return open_suggester(names.model, names.root, names.using, names.quantize, context=names.context)
 
     def start(self, service: Service) -> None:
         """Begin to look for what is saved, where the suggester that `service` opened knows a project."""
         names = self._names
-        if names.root is not None and self._seen is not None and names.using != "model":
+        if names.root is not None and self._seen is not None and (names.using != "model" or names.context):
             self._watcher = Watcher(service, names.root, self._seen)
             self._watcher.start()
 

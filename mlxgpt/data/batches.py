@@ -101,16 +101,21 @@ class Batches:
                     f"of {stream.length}; add text, or lower train.batch_size or train.sequence_length"
                 )
 
-    def batch(self, step: int) -> tuple[np.ndarray, ...]:
-        """Batch number `step`, from 0: inputs and targets, int32 [batch_size, length] each.
+    def batch(self, step: int, sequences: int | None = None, length: int | None = None) -> tuple[np.ndarray, ...]:
+        """Batch number `step`, from 0: inputs and targets, int32 [batch_size, length of a row] each.
 
         Where documents are isolated and a row has more than one, a third array of that kind numbers the inputs'.
+        Given `sequences` and `length`, which divides a row's: the first rows alone, cut to that shape. The rows of a
+        batch are the same whatever the shape of those before it was; what it leaves out waits for another epoch.
         """
-        rows = [self.row(step * self.batch_size + i) for i in range(self.batch_size)]
+        whole = self.streams[0].length
+        length = length or whole
+        count = self.batch_size if sequences is None else sequences * length // whole
+        rows = [self.row(step * self.batch_size + i) for i in range(count)]
         block = np.stack([row.tokens for row in rows])
-        pieces = np.stack([row.pieces for row in rows])[:, :-1]
+        pieces = np.stack([row.pieces for row in rows])[:, :-1].reshape(-1, length)
         apart = (pieces,) if self.isolated and (pieces != pieces[:, :1]).any() else ()
-        return block[:, :-1], block[:, 1:], *apart
+        return block[:, :-1].reshape(-1, length), block[:, 1:].reshape(-1, length), *apart
 
     def place(self, index: int) -> tuple[int, int]:
         """Which stream row number `index` comes from, and its number among that stream's rows.

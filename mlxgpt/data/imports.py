@@ -34,11 +34,15 @@ def in_order(documents: "Sequence[Document]") -> "list[Document]":
     documents import each other in a circle, it is cut where it was entered. A function of the documents alone.
     """
     train = [document for document in documents if document.split == "train"]
-    tree = _Tree([str(document.path) for document in train])
+    tree = Tree([str(document.path) for document in train])
+
+    def imported_by(i: int) -> Iterator[int]:
+        return iter(tree.imports(next(train[i].pieces(), "")[:READ].encode(), tree.paths[i]))
+
     placed: dict[int, None] = {}
     entered: set[int] = set()
     for first in range(len(train)):
-        stack = [(first, iter(tree.imports(train[first], first)))] if first not in entered else []
+        stack = [(first, imported_by(first))] if first not in entered else []
         entered.add(first)
         while stack:
             document, imported = stack[-1]
@@ -48,13 +52,13 @@ def in_order(documents: "Sequence[Document]") -> "list[Document]":
                 stack.pop()
             else:
                 entered.add(following)
-                stack.append((following, iter(tree.imports(train[following], following))))
+                stack.append((following, imported_by(following)))
     return [train[i] for i in placed] + [document for document in documents if document.split != "train"]
 
 
 @dataclass
-class _Tree:
-    """Files by their stems."""
+class Tree:
+    """Files by their stems, to find those that a text imports."""
 
     paths: list[str]
 
@@ -67,29 +71,29 @@ class _Tree:
             if stem in PACKAGES:
                 self.stems.setdefault(self.folders[i][-1], []).append(i)
 
-    def imports(self, document: "Document", place: int) -> list[int]:
-        """The files that a document, number `place`, names, in that order."""
+    def imports(self, text: bytes, path: str) -> list[int]:
+        """The numbers of the files that the text of the file at `path` names, in that order."""
         found: dict[int, None] = {}
-        for names in _lines(next(document.pieces(), "")[:READ].encode()):
+        for names in _lines(text[:READ]):
             split = [[part for part in re.split(r"[./:\\]+", name) if part] for name in names]
             hints = {part for parts in split for part in parts}
             for parts in split:
                 for stem in parts[: -3 if len(parts) > 2 else None : -1]:  # "a/b.zig", "a.b": b and a
-                    if (file := self._nearest(stem, hints - {stem}, place)) is not None:
+                    if (file := self._nearest(stem, hints - {stem}, path)) is not None:
                         found[file] = None
                         break
         return list(found)
 
-    def _nearest(self, stem: str, hints: set[str], place: int) -> int | None:
-        """Of the files with this stem the one whose folders are named beside it, then that nearest to file `place`."""
-        folders = self.folders[place]
+    def _nearest(self, stem: str, hints: set[str], path: str) -> int | None:
+        """Of the files with this stem the one whose folders are named beside it, then that nearest to `path`."""
+        folders = os.path.dirname(path).split("/")
 
         def distance(i: int) -> tuple[int, int, str]:
             there = self.folders[i]
             shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(folders, there, strict=False)))
             return -len(hints & set(there[shared:])), len(folders) + len(there) - 2 * shared, self.paths[i]
 
-        return min((i for i in self.stems.get(stem, []) if i != place), key=distance, default=None)
+        return min((i for i in self.stems.get(stem, []) if self.paths[i] != path), key=distance, default=None)
 
 
 def _lines(text: bytes) -> Iterator[list[str]]:

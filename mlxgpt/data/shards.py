@@ -122,9 +122,20 @@ def _prepare(
     folder = cache / "corpora" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:20]
     if shards := _open(folder):
         return shards, True
-    shards = build(corpus.collect(sources, skipped, data, known), tokenizer, folder, fim=data.fim_rate > 0)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with files.turn(folder.with_name(f".{folder.name}.lock")):
+            if shards := _open(folder):  # another process, whose turn it was, has made them
+                return shards, True
+            shards = build(corpus.collect(sources, skipped, data, known), tokenizer, folder, fim=data.fim_rate > 0)
+    except OSError as error:
+        raise _no_cache(folder, error) from None
     _prune(folder.parent)
     return shards, False
+
+
+def _no_cache(folder: Path, error: OSError) -> Error:
+    return Error(f"{folder.parent} cannot be made: {error.strerror}; MLXGPT_CACHE names another cache")
 
 
 def _open(folder: Path) -> Shards | None:
@@ -171,7 +182,7 @@ def build(
             manifest = _write(documents, tokenizer, dtype, partial)
             (partial / "manifest.json").write_text(files.to_json(manifest), encoding="utf-8")
     except OSError as error:
-        raise Error(f"{folder.parent} cannot be made: {error.strerror}; MLXGPT_CACHE names another cache") from None
+        raise _no_cache(folder, error) from None
     except Error:
         if not (shards := _open(folder)):
             raise

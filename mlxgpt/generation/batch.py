@@ -31,6 +31,11 @@ from mlxgpt.tokenizer import Tokenizer
 ROWS = 8  # prompts decoded side by side at most
 
 
+def _joined(rows: Sequence[mx.array]) -> mx.array:
+    """The rows as one array that is nobody else's: a layer in C++ writes into its cache's memory."""
+    return mx.concatenate(list(rows), axis=0) if len(rows) > 1 else rows[0] + mx.array(0, rows[0].dtype)
+
+
 class Rows:
     """Prefilled decoders merged into one: buffers [B, ...] a layer, and a position a row."""
 
@@ -44,7 +49,7 @@ class Rows:
             for cache in decoder.caches:
                 cache.reserve(longest - cache.offset)
         self._buffers = [
-            [mx.concatenate(list(row), axis=0) for row in zip(*(d.caches[i].buffers for d in decoders), strict=True)]
+            [_joined(row) for row in zip(*(d.caches[i].buffers for d in decoders), strict=True)]
             for i in range(len(first.caches))
         ]
 

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from pygls.io_ import run_async
 
-from mlxgpt.completion.opening import Names
+from mlxgpt.completion.defaults import Defaults, settle
 from mlxgpt.completion.service import Service
 from mlxgpt.completion.suggest import Suggester
 from mlxgpt.completion.watch import Watched
@@ -24,42 +25,58 @@ HEADER = 1 << 16  # bytes of a line of a message's head
 
 
 def serve(
-    source: Names, threshold: float = 0.0, false_show: float | None = None, multiline: bool = False,
-    debounce: float = 0.3, version: str = "",
-) -> None:  # fmt: skip
-    """Answer an editor until it says exit (SystemExit then has the status) or closes stdin. `threshold` or `false_show`
-    decide what is shown; `debounce` in seconds.
+    given: Defaults, quantize: str | None = None, multiline: bool = False, debounce: float = 0.3, version: str = ""
+) -> None:
+    """Answer an editor until it says exit (SystemExit then has the status) or closes stdin. What the options that are
+    `given` leave open is the project's: of the working directory, or of the folder that the editor names; `debounce` in
+    seconds.
 
     Raises Error, UsageError, also where the model cannot be loaded.
     """
-    watched = Watched(source)
-    if source.root is not None and not source.root.is_dir():
-        raise UsageError(f"--root {source.root} is no folder")
+    settled = settle(given)
+    silent = settled == Defaults(context=given.context)  # then the editor may know the project
+    watched = None if silent else _watched(settled, quantize)
+    folder: Future[Path | None] = Future()
+    threshold = 0.0
 
     def open() -> Suggester:
-        nonlocal threshold
+        nonlocal settled, threshold, watched
+        if watched is None:
+            settled = settle(given, folder.result())
+            watched = _watched(settled, quantize)
         suggester = watched.open()
-        if false_show is not None:
-            threshold = suggester.gate.threshold(false_show)
+        threshold = settled.threshold or 0.0
+        if settled.false_show is not None:
+            threshold = suggester.gate.threshold(settled.false_show)
         return suggester
 
     service = Service(open)
     with _own_stdout() as output:
         opened = service.start()
-        server = Server(service, opened, Settings(multiline, lambda: threshold, debounce, version))
+        server = Server(service, opened, Settings(multiline, lambda: threshold, debounce, version), folder)
 
         def ready(future: Future) -> None:
-            if future.exception() is None:
+            if future.exception() is None and watched is not None:
                 watched.start(service)
 
         opened.add_done_callback(ready)
         try:
             asyncio.run(_talk(server, opened, output))
         finally:
+            if not folder.done():
+                folder.set_result(None)
             service.close()
-            watched.close()
+            if watched is not None:
+                watched.close()
     if opened.done() and (error := opened.exception()) is not None:
         raise error
+
+
+def _watched(settled: Defaults, quantize: str | None) -> Watched:
+    names = settled.names(quantize)
+    if names.root is not None and not names.root.is_dir():
+        raise UsageError(f"--root {names.root} is no folder")
+    return Watched(names)
 
 
 class Output:

@@ -14,6 +14,7 @@ from pygls.lsp.server import LanguageServer
 from pygls.uris import to_fs_path
 
 from mlxgpt.completion import project
+from mlxgpt.completion.edits import Edits
 from mlxgpt.completion.jobs import GONE, SUPERSEDED, Ask, Busy
 from mlxgpt.completion.service import Service, Suggesting
 from mlxgpt.completion.suggest import BLOCK_TOKENS, MAX_TOKENS, Suggester, Suggestion
@@ -47,16 +48,22 @@ class Found:
 
 
 class Server(LanguageServer):
-    """See the module. `opened` is the future of `service.start()`, before which nothing can be suggested."""
+    """See the module. `opened` is the future of `service.start()`, before which nothing can be suggested; `folder` gets
+    the one that the editor works in, once it is known."""
 
-    def __init__(self, service: Service, opened: "Future[None]", settings: Settings | None = None) -> None:
+    def __init__(
+        self, service: Service, opened: "Future[None]", settings: Settings | None = None,
+        folder: "Future[Path | None] | None" = None,
+    ) -> None:  # fmt: skip
         super().__init__("mlxgpt", (settings or Settings()).version, protocol_cls=Protocol)
         self._service, self._opened, self._settings = service, opened, settings or Settings()
+        self._folder = Future() if folder is None else folder
         self._preferences = Preferences()
         self._debounce = Debounce(self._settings.debounce)
         self._documents: dict[str, Document] = {}
         self._newest: dict[str, object] = {}  # the newest request of each document, by a mark of its own
         self._jobs: dict[str, Suggesting] = {}
+        self._edits = Edits()
         for method, handler, options in (
             (types.TEXT_DOCUMENT_INLINE_COMPLETION, self.inline, types.InlineCompletionOptions()),
             (types.TEXT_DOCUMENT_COMPLETION, self.listed, types.CompletionOptions(trigger_characters=TRIGGERS)),
@@ -70,6 +77,8 @@ class Server(LanguageServer):
     def initialized(self, params: types.InitializeParams) -> None:
         """A client is there, and what it can do is known."""
         self._prefer(params.initialization_options)
+        if not self._folder.done():
+            self._folder.set_result(_folder(params))
 
     def configured(self, params: types.DidChangeConfigurationParams) -> None:
         """The user's settings have changed."""
@@ -90,11 +99,13 @@ class Server(LanguageServer):
             if isinstance(change, types.TextDocumentContentChangePartial):
                 start, end = self._offset(document, change.range.start), self._offset(document, change.range.end)
             document = document.changed(start, end, change.text, version)
+            self._edits.made(uri, start + len(change.text))
         self._documents[uri] = document
 
     def closed(self, uri: str) -> None:
         """A text is open no more."""
         self._documents.pop(uri, None)
+        self._edits.forget(uri)
         self._newest.pop(uri, None)
         if (job := self._jobs.pop(uri, None)) is not None:
             job.cancel("the document was closed")
@@ -105,7 +116,7 @@ class Server(LanguageServer):
         name = _name(params.text_document.uri)
 
         def update(suggester: Suggester) -> None:
-            if suggester.index is not None and name in suggester.index.documents:
+            if suggester.knows(name):
                 suggester.update(name, project.read(name, Path(name)))
 
         try:
@@ -182,7 +193,11 @@ class Server(LanguageServer):
         multiline = settings.multiline if preferred.multiline is None else preferred.multiline
         threshold = settings.threshold() if preferred.threshold is None else preferred.threshold
         before, after = (text.encode("utf-8", "replace") for text in (document.text[:offset], document.text[offset:]))
-        return Ask(before, after, _name(uri), multiline, BLOCK_TOKENS if multiline else MAX_TOKENS, threshold)
+        others = {other: d.text for other, d in self._documents.items() if other != uri and not self._off(d)}
+        return Ask(
+            before, after, _name(uri), multiline, BLOCK_TOKENS if multiline else MAX_TOKENS, threshold,
+            self._edits.spans(others),
+        )  # fmt: skip
 
     # What both need.
 
@@ -211,6 +226,13 @@ class Server(LanguageServer):
     def report_server_error(self, error: Exception, source: Any) -> None:
         """What was no message, or a notification that could not be followed; a request's error is its answer."""
         self._log(f"a message was left out: {error or type(error).__name__}", types.MessageType.Error)
+
+
+def _folder(params: types.InitializeParams) -> Path | None:
+    """The folder that the editor works in, the first of several, if it names one."""
+    uris = [folder.uri for folder in params.workspace_folders or []] or [params.root_uri or ""]
+    path = to_fs_path(uris[0]) if uris[0].startswith("file:") else None
+    return Path(path) if path else None
 
 
 def _name(uri: str) -> str:

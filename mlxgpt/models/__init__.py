@@ -4,10 +4,10 @@ from types import ModuleType
 from typing import Any
 
 from mlxgpt.config import from_table, nearest, require
-from mlxgpt.models import gpt2, mistral
+from mlxgpt.models import gpt2, mistral, qwen3
 
-ARCHITECTURES: dict[str, ModuleType] = {"gpt2": gpt2, "mistral": mistral}
-Config = gpt2.Config | mistral.Config
+ARCHITECTURES: dict[str, ModuleType] = {"gpt2": gpt2, "mistral": mistral, "qwen3": qwen3}
+Config = gpt2.Config | mistral.Config  # Qwen3's is a Mistral's
 Model = gpt2.Model | mistral.Model
 
 
@@ -24,7 +24,7 @@ def config_from_table(table: dict[str, Any]) -> Config:
 
 def architecture(config: Config) -> str:
     """The Hub's `model_type` of a configuration."""
-    return next(name for name, module in ARCHITECTURES.items() if isinstance(config, module.Config))
+    return next(name for name, module in ARCHITECTURES.items() if type(config) is module.Config)
 
 
 def build(config: Config) -> Model:

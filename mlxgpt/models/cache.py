@@ -68,6 +68,18 @@ class KVCache:
         keys, values = unpack([_read(b, low, self.offset) for b in self.buffers], self.bits, k.dtype)
         return causal_attention(q, keys, values, scale, window)
 
+    def place(self, T: int) -> tuple[mx.array, mx.array, mx.array] | None:
+        """Keys and values with room for T more, and the position of the first, int32 [1]: for a layer that writes and
+        reads them itself, and `put`s them back. None where they are quantized or empty, or of several sequences."""
+        if self.bits is not None or not self.offset or self.buffers[0].shape[0] != 1:
+            return None
+        self.reserve(T)
+        return self.buffers[0], self.buffers[1], mx.array([self.offset])
+
+    def put(self, keys: mx.array, values: mx.array, T: int) -> None:
+        """Take back what `place` gave, with T more positions."""
+        self.buffers, self.offset = [keys, values], self.offset + T
+
     def oldest(self) -> int:
         """The smallest position that `trim` can go back to."""
         furthest = max(self.offset, self.written)
@@ -176,6 +188,15 @@ class Slot:
             mask = mask & (age < window)
         keys, values = unpack(self.buffers, self.bits, k.dtype)
         return masked_attention(q, keys, values, scale, mask[:, None, None])
+
+    def place(self, T: int) -> tuple[mx.array, mx.array, mx.array] | None:
+        """As `KVCache.place`."""
+        one = self.bits is None and self.buffers[0].shape[0] == 1
+        return (self.buffers[0], self.buffers[1], self.offset) if one else None
+
+    def put(self, keys: mx.array, values: mx.array, T: int) -> None:
+        """As `KVCache.put`."""
+        self.buffers = [keys, values]
 
 
 Cache = KVCache | Slot

@@ -1,5 +1,6 @@
 """What the model files share: MLX's linear layers and embeddings, their products done by `kernels`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlxgpt.kernels import compiled, decode_block, dispatch
 from mlxgpt.kernels.add_norm import add_norm
 from mlxgpt.kernels.bf16_matmul import bf16_matmul
+from mlxgpt.kernels.decoder_layer import Weights
 from mlxgpt.kernels.quantized_matmul import quantized_matmul
 from mlxgpt.kernels.rope import rope
 
@@ -152,12 +154,23 @@ def through(block: nn.Module, *inputs: Any) -> tuple[mx.array, mx.array]:
     return result
 
 
-def keeps_bf16(module: nn.Module, weight: mx.array | None) -> bool:
-    """Whether `weight` is of bfloat16 and serves `module` in a float32 model as it is: on a CPU for which
-    `kernels.bf16_matmul` is compiled, if need be now."""
-    if weight is None or weight.dtype != mx.bfloat16 or not isinstance(module, Linear | Embedding):
-        return False
-    return compiled.load("bf16_matmul") is not None
+def kept_in_bf16(module: nn.Module, stored: Mapping[str, mx.array]) -> frozenset[str]:
+    """Which of a layer's `stored` parameters are of bfloat16 and serve it in a float32 model as they are: on a CPU, the
+    weights or the scales of what `kernels` multiplies by. Their operation is compiled, if need be now."""
+    quantized = isinstance(module, QuantizedLinear | QuantizedEmbedding)
+    op, names = ("quantized_matmul", ["scales", "biases"]) if quantized else ("bf16_matmul", ["weight"])
+    kept = frozenset(name for name in names if name in stored and stored[name].dtype == mx.bfloat16)
+    ours = quantized or isinstance(module, Linear | Embedding)
+    return kept if kept and ours and compiled.load(op) is not None else frozenset()
+
+
+def weights_of(layer: nn.Module) -> Weights | None:
+    """What a linear layer multiplies by, where that is all it does."""
+    if "bias" in layer:
+        return None
+    if isinstance(layer, QuantizedLinear) and layer.mode == "affine":
+        return Weights(layer["weight"], layer["scales"], layer["biases"], layer.group_size, layer.bits)
+    return Weights(layer["weight"]) if isinstance(layer, Linear) else None
 
 
 def added(x: mx.array, change: mx.array | None, norm: Norm, decoding: bool) -> tuple[mx.array, mx.array]:

@@ -4,15 +4,17 @@ Parameter names are the Hub's (`mistralai/Mistral-7B-v0.1`).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlxgpt.config import key, require
+from mlxgpt.kernels import compiled, decoder_layer
 from mlxgpt.kernels.swiglu import swiglu
 from mlxgpt.kernels.windowed_attention import windowed_attention
 from mlxgpt.models.cache import Cache, Caches, Slot
-from mlxgpt.models.layers import Embedding, Linear, added, normal_, rotated, through
+from mlxgpt.models.layers import Embedding, Linear, added, normal_, rotated, through, weights_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Config:
     rope_theta: float = key(10000.0, "base of the rotary frequencies", 1)
     rms_norm_eps: float = key(1e-5, "added to the mean square in RMSNorm", 0)
     tie_word_embeddings: bool = key(False, "the head shares the embedding's weights")
+    zero_init: bool = key(False, "the projections into the residual stream, and an untied head, begin as zeros")
+    qk_norm: ClassVar[bool] = False  # Qwen3's
 
     def __post_init__(self) -> None:
         heads, kv = self.num_attention_heads, self.num_key_value_heads
@@ -64,12 +68,18 @@ class Attention(nn.Module):
         self.v_proj = Linear(C, config.num_key_value_heads * D, bias=False)
         self.o_proj = Linear(config.num_attention_heads * D, C, bias=False)
         self.rope_theta = config.rope_theta
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(D, config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(D, config.rms_norm_eps)
 
     def __call__(self, x: mx.array, cache: Cache | None = None, documents: mx.array | None = None) -> mx.array:
         B, T, _ = x.shape
         D, offset = self.head_size, cache.offset if cache else 0
-        q, k, v = (p(x).reshape(B, T, -1, D).swapaxes(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        # q [B, H, T, D]; k, v [B, Hkv, T, D]
+        q, k, v = (p(x).reshape(B, T, -1, D) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            q, k = (added(heads, None, norm, False)[1] for heads, norm in ((q, self.q_norm), (k, self.k_norm)))
+        q, k, v = (heads.swapaxes(1, 2) for heads in (q, k, v))  # q [B, H, T, D]; k, v [B, Hkv, T, D]
         q, k = rotated(q, k, offset, self.rope_theta, isinstance(cache, Slot))
         if cache:
             out = cache.attend(q, k, v, D**-0.5, self.window)
@@ -106,11 +116,34 @@ class Block(nn.Module):
 
     def __call__(
         self, x: mx.array, change: mx.array | None, cache: Cache | None = None, documents: mx.array | None = None
-    ) -> tuple[mx.array, mx.array]:  # fmt: skip
+    ) -> tuple[mx.array, mx.array | None]:  # fmt: skip
+        if cache and x.shape[1] <= decoder_layer.FEW and (done := self._at_once(x, change, cache)) is not None:
+            return done, None
         decoding = isinstance(cache, Slot)
         x, normed = added(x, change, self.input_layernorm, decoding)
         x, normed = added(x, self.self_attn(normed, cache, documents), self.post_attention_layernorm, decoding)
         return x, self.mlp(normed)
+
+    def _at_once(self, x: mx.array, change: mx.array | None, cache: Cache) -> mx.array | None:
+        """What x becomes, as one node of the graph: for a few tokens on a CPU."""
+        if compiled.load("decoder_layer") is None or (place := cache.place(x.shape[1])) is None:
+            return None
+        attention, mlp = self.self_attn, self.mlp
+        layers = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj,
+                  mlp.gate_proj, mlp.up_proj, mlp.down_proj)  # fmt: skip
+        weights = [w for layer in layers if (w := weights_of(layer)) is not None]
+        norms = [self.input_layernorm.weight, self.post_attention_layernorm.weight]
+        norms += [attention.q_norm.weight, attention.k_norm.weight] if attention.qk_norm else []
+        keys, values, position = place
+        if len(weights) < len(layers) or not decoder_layer.served(x, keys, norms, weights):
+            return None
+        D = attention.head_size
+        x, keys, values = decoder_layer.decoder_layer(
+            x if change is None else x + change, keys, values, position, norms, weights, D, attention.rope_theta,
+            D**-0.5, attention.window, self.input_layernorm.eps,
+        )  # fmt: skip
+        cache.put(keys, values, x.shape[1])
+        return x
 
 
 class Backbone(nn.Module):
@@ -173,11 +206,13 @@ class Model(nn.Module):
         """N(0, 0.02) (the Hub's initializer_range), and the projections into the residual stream / √(2 layers).
 
         embed_tokens, lm_head 0.02 | q, k, v, gate, up 0.02 | o, down 0.02 / √(2 layers) | norms 1
+        With `zero_init` (arXiv 2203.03466) o, down and lm_head 0: each block begins as the identity.
         """
-        residual = 0.02 / (2 * self.config.num_hidden_layers) ** 0.5
+        zero = self.config.zero_init
+        residual = 0.0 if zero else 0.02 / (2 * self.config.num_hidden_layers) ** 0.5
         normal_(self.model.embed_tokens, 0.02)
         if not self.config.tie_word_embeddings:
-            normal_(self.lm_head, 0.02)
+            normal_(self.lm_head, 0.0 if zero else 0.02)
         for block in self.model.layers:
             attention, mlp = block.self_attn, block.mlp
             for layer in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):

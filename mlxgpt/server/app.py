@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlxgpt.server import llama, openai, openapi
+from mlxgpt.server import llama, ollama, openai, openapi
 from mlxgpt.server.guard import Guard
 from mlxgpt.server.reading import Gone
 from mlxgpt.server.refusals import Refused, failed, json_response, refused, unknown
@@ -30,6 +30,11 @@ def application(open: Open, settings: Settings) -> Starlette:
         Route("/completion", llama.completion, methods=["POST"]),
         Route("/v1/completions", openai.completions, methods=["POST"]),
         Route("/v1/chat/completions", openai.chat, methods=["POST"]),
+        Route("/v1/fim/completions", openai.fim, methods=["POST"]),
+        Route("/api/generate", ollama.generate, methods=["POST"]),
+        Route("/api/show", ollama.show, methods=["POST"]),
+        Route("/api/tags", ollama.tags, methods=["GET"]),
+        Route("/api/version", ollama.version, methods=["GET"]),
         Route("/v1/models", openai.models, methods=["GET"]),
         Route("/v1/models/{name:path}", openai.model, methods=["GET"]),
         Route("/health", llama.health, methods=["GET"]),

@@ -108,6 +108,54 @@ class TextCompletion(OpenAI, kw_only=True):
     best_of: Annotated[int, Meta(ge=1, le=20)] | None = None
 
 
+class Fim(OpenAI, kw_only=True):
+    """POST /v1/fim/completions, Mistral's."""
+
+    prompt: str
+    suffix: str | None = None
+    random_seed: Seed | None = None
+
+
+class Options(Struct, kw_only=True):
+    """Ollama's options of a model."""
+
+    num_predict: Annotated[int, Meta(ge=-2, le=1 << 20)] | None = None
+    temperature: Temperature | None = None
+    top_p: Fraction | None = None
+    top_k: Count | None = None
+    min_p: Fraction | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repeat_last_n: Count | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
+
+
+class Generate(Struct, kw_only=True):
+    """POST /api/generate, Ollama's."""
+
+    model: str
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    images: list[Any] | None = None
+    format: Any = None
+    stream: bool | None = None
+    options: Options | None = None
+    document: Document | None = None
+    multiline: bool | None = None
+    threshold: Fraction | None = None
+
+
+class Show(Struct, kw_only=True):
+    """POST /api/show, Ollama's; older clients say `name`."""
+
+    model: str | None = None
+    name: str | None = None
+
+
 class Part(Struct):
     """A part of a message."""
 

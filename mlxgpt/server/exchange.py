@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from starlette.requests import Request
 
@@ -63,14 +64,19 @@ class Reply:
 
 @dataclass
 class Call:
-    """One answer that is wanted. Of a suggestion, `stops` and lines indented less than `indent` end the text; of a
-    text, `lead` is taken off its beginning."""
+    """One answer that is wanted, or of a suggestion `several`: there, `stops` and lines indented less than `indent` end
+    the text. Of a text, `lead` is taken off its beginning."""
 
     wanted: Ask | Write
     stops: Sequence[str] = ()
     indent: int = 0
     lead: str = ""
     _held: str = field(default="", init=False)
+
+    @property
+    def several(self) -> int:
+        """How many answers it has, at most."""
+        return self.wanted.several if isinstance(self.wanted, Ask) else 1
 
     def led(self, text: str, last: bool = False) -> str:
         """The next piece of text, less the lead."""
@@ -84,10 +90,14 @@ class Call:
 
 
 class Exchange:
-    """Answers to the calls of a request. `async with` submits them, and gives up what is not answered at its end."""
+    """Answers to the calls of a request. `async with` submits them, and gives up what is not answered at its end.
+
+    Answers are numbered through all calls; a call with fewer than it may have leaves its last numbers out.
+    """
 
     def __init__(self, request: Request, calls: Sequence[Call]) -> None:
         self._request, self._calls = request, calls
+        self._numbers = list(accumulate((call.several for call in calls), initial=0))
         self._state: State = request.app.state.mlxgpt
         self._queue: asyncio.Queue[tuple[int, Piece | Future] | None] = asyncio.Queue()
         self._jobs: list[Job] = []
@@ -145,21 +155,21 @@ class Exchange:
             if isinstance(came, Piece):
                 text = self._calls[i].led(came.text)
                 told[i].append(text)
-                yield Delta(i, text, [self._token(came.choice)])
+                yield Delta(self._numbers[i], text, [self._token(came.choice)])
                 continue
             open_calls -= 1
             answer = self._result(came)
             if isinstance(answer, Suggestion):
-                reply = self._suggested(i, answer)
-                if reply.text:
-                    yield Delta(i, reply.text, reply.tokens)
-            else:
-                rest = self._calls[i].led("", last=True)
-                if rest:
-                    told[i].append(rest)
-                    yield Delta(i, rest, [])
-                reply = self._written(i, answer, "".join(told[i]))
-            yield reply
+                for reply in self._suggested(i, answer):
+                    if reply.text:
+                        yield Delta(reply.index, reply.text, reply.tokens)
+                    yield reply
+                continue
+            rest = self._calls[i].led("", last=True)
+            if rest:
+                told[i].append(rest)
+                yield Delta(self._numbers[i], rest, [])
+            yield self._written(i, answer, "".join(told[i]))
 
     async def replies(self) -> list[Reply]:
         """All answers, in the order of the calls. Raises Refused, Gone."""
@@ -177,18 +187,29 @@ class Exchange:
     def _token(self, choice: Choice) -> Token:
         return Token(bytes_of(self._state.ready(), choice.token), choice.logprob, choice.token, choice.top)
 
-    def _suggested(self, i: int, answer: Suggestion) -> Reply:
-        call, metrics = self._calls[i], self._state.metrics
+    def _suggested(self, i: int, answer: Suggestion) -> list[Reply]:
+        """The replies of a call: the likeliest, and those of the others that still differ where stops have cut them."""
+        metrics = self._state.metrics
+        first = self._reply(i, self._numbers[i], answer)
+        metrics.seconds.labels("suggestion").observe(answer.latency_ms / 1000)
+        cancelled = (first.reason or "").startswith("cancelled")
+        metrics.suggestions.labels("shown" if first.text else "cancelled" if cancelled else "nothing").inc()
+        self._count(answer.work.prompt_tokens, answer.work.cached_tokens, answer.tokens)
+        found = {first.text: first}
+        for other in answer.others if first.text else ():
+            reply = self._reply(i, self._numbers[i] + len(found), other)
+            if reply.text:
+                found.setdefault(reply.text, reply)
+        return list(found.values())
+
+    def _reply(self, i: int, number: int, answer: Suggestion) -> Reply:
+        call = self._calls[i]
         text, stopped_by = _cut(answer.completion, call.stops)
         text = _indented(text, call.indent)
         reason = answer.reason or (None if text else "a stop text comes first")
         late = text and isinstance(call.wanted, Ask) and answer.tokens >= call.wanted.max_tokens
-        metrics.seconds.labels("suggestion").observe(answer.latency_ms / 1000)
-        cancelled = (reason or "").startswith("cancelled")
-        metrics.suggestions.labels("shown" if text else "cancelled" if cancelled else "nothing").inc()
-        self._count(answer.work.prompt_tokens, answer.work.cached_tokens, answer.tokens)
         return Reply(
-            i, text, _upto(answer.parts, len(text)), "length" if late else "stop",
+            number, text, _upto(answer.parts, len(text)), "length" if late else "stop",
             "word" if stopped_by else "limit" if late else "eos", stopped_by, answer.work.prompt_tokens,
             answer.work.cached_tokens, answer.tokens, answer.work.prompt_ms,
             max(0.0, answer.latency_ms - answer.work.prompt_ms), reason, answer.confidence,
@@ -202,7 +223,7 @@ class Exchange:
         reason = {"time": "the time limit has passed", "cancelled": f"cancelled: {self._jobs[i].reason}"}
         tokens = [self._token(choice) for choice in answer.choices]
         return Reply(
-            i, text, tokens, "stop" if answer.reason == "stop" else "length", stop, answer.stopped_by,
+            self._numbers[i], text, tokens, "stop" if answer.reason == "stop" else "length", stop, answer.stopped_by,
             answer.prompt_tokens, answer.cached_tokens, len(answer.choices), answer.prompt_ms, answer.decode_ms,
             reason.get(answer.reason),
         )  # fmt: skip

@@ -18,7 +18,7 @@ from mlxgpt.server.streams import begun, event
 
 
 async def infill(request: Request) -> Response:
-    """POST /infill: a suggestion between `input_prefix` + `prompt` and `input_suffix`."""
+    """POST /infill: a suggestion between `input_prefix` + `prompt` and `input_suffix`; an array of several."""
     state: State = request.app.state.mlxgpt
     state.ready()
     body = await read(request, Infill)
@@ -57,7 +57,7 @@ async def _answer(request: Request, body: Llama, calls: list[Call]) -> Response:
     async with Exchange(request, calls) as exchange:
         replies = await exchange.replies()
     tables = [_chosen(_table(request, body, reply, reply.text), body.response_fields) for reply in replies]
-    return json_response(tables[0] if len(tables) == 1 else tables)
+    return json_response(tables[0] if sum(call.several for call in calls) == 1 else tables)
 
 
 async def _events(request: Request, body: Llama, calls: list[Call]) -> AsyncIterator[bytes]:

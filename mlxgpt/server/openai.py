@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: /v1/completions, /v1/chat/completions, /v1/models."""
+"""OpenAI's endpoints: /v1/completions, /v1/chat/completions, /v1/models; and Mistral's /v1/fim/completions."""
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from mlxgpt.completion.jobs import Write
 from mlxgpt.server import planning
-from mlxgpt.server.bodies import ChatCompletion, Message, OpenAI, TextCompletion
+from mlxgpt.server.bodies import ChatCompletion, Fim, Message, OpenAI, TextCompletion
 from mlxgpt.server.exchange import Call, Delta, Exchange, Reply, Token, bytes_of
 from mlxgpt.server.reading import read
 from mlxgpt.server.refusals import Refused, json_response
@@ -46,8 +46,7 @@ async def completions(request: Request) -> Response:
     body = await read(request, TextCompletion)
     calls = planning.text_completion(state, body)
     echoed = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    each = len(calls) // len(echoed)
-    return await _answer(request, body, calls, _Text(request, body, [echoed[i // each] for i in range(len(calls))]))
+    return await _answer(request, body, calls, _Text(request, body, [e for e in echoed for _ in range(body.n or 1)]))
 
 
 async def chat(request: Request) -> Response:
@@ -55,7 +54,15 @@ async def chat(request: Request) -> Response:
     state: State = request.app.state.mlxgpt
     state.ready()
     body = await read(request, ChatCompletion)
-    return await _answer(request, body, _chat_calls(state, body), _Chat(request, body))
+    return await _answer(request, body, _chat_calls(state, body), _Chat(request, bool(body.logprobs)))
+
+
+async def fim(request: Request) -> Response:
+    """POST /v1/fim/completions: what is between `prompt` and `suffix`, as the message of a chat."""
+    state: State = request.app.state.mlxgpt
+    state.ready()
+    body = await read(request, Fim)
+    return await _answer(request, body, planning.fim(state, body), _Fim(request, False))
 
 
 def _chat_calls(state: State, body: ChatCompletion) -> list[Call]:
@@ -144,9 +151,9 @@ class _Chat:
 
     kind, object, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, request: Request, body: ChatCompletion) -> None:
+    def __init__(self, request: Request, logprobs: bool) -> None:
         self._served: Served = request.app.state.mlxgpt.ready()
-        self._logprobs = bool(body.logprobs)
+        self._logprobs = logprobs
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         """What is streamed before the first text."""
@@ -178,6 +185,17 @@ class _Chat:
             ]
         }
         return {"index": index, name: message, "logprobs": table if self._logprobs else None, "finish_reason": finish}
+
+
+class _Fim(_Chat):
+    """How /v1/fim/completions writes its answers: as Mistral's, with a `content` in the last chunk too, which clients
+    add up without a look."""
+
+    kind = "cmpl"
+
+    def closing(self, reply: Reply) -> dict[str, Any]:
+        """The last chunk's choice."""
+        return self._choice(reply.index, "delta", {"content": ""}, [], reply.finish)
 
 
 async def _answer(request: Request, body: OpenAI, calls: list[Call], form: "_Text | _Chat") -> Response:

@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
-from mlxgpt.server.bodies import ChatCompletion, Infill, LlamaCompletion, TextCompletion
+from mlxgpt.server.bodies import ChatCompletion, Fim, Generate, Infill, LlamaCompletion, Show, TextCompletion
 from mlxgpt.server.refusals import TYPES
 
-NUMBER, INTEGER, TEXT = {"type": "number"}, {"type": "integer"}, {"type": "string"}
+NUMBER, INTEGER, TEXT, BOOLEAN = ({"type": kind} for kind in ("number", "integer", "string", "boolean"))
 REFUSED = (400, 401, 403, 408, 413, 429, 503)
 REF = "#/components/schemas/{name}"
 
@@ -28,7 +28,7 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
 ERROR = _object({"error": _object({"message": TEXT, "type": {"enum": sorted(set(TYPES.values()))}, "code": INTEGER})})
 # All of it may be left out by response_fields.
 LLAMA = {"type": "object", "properties": {
-    "content": TEXT, "stop": {"type": "boolean"}, "stop_type": {"enum": ["eos", "word", "limit"]},
+    "content": TEXT, "stop": BOOLEAN, "stop_type": {"enum": ["eos", "word", "limit"]},
     "stopping_word": TEXT, "truncated": {"type": "boolean"}, "tokens_cached": INTEGER, "tokens_evaluated": INTEGER,
     "tokens_predicted": INTEGER, "tokens": _list(INTEGER), "timings": {"type": "object"},
     "generation_settings": {"type": "object"}, "reason": _or_null(TEXT), "confidence": _or_null(NUMBER),
@@ -52,19 +52,39 @@ def _openai(kind: str, **choice: Any) -> dict[str, Any]:
 
 
 MODEL = _object({"id": TEXT, "object": {"const": "model"}, "created": INTEGER, "owned_by": TEXT})
+CHAT = _openai("chat.completion", message=_object({"role": TEXT, "content": TEXT}))
 BODIES = {"/infill": Infill, "/completion": LlamaCompletion, "/v1/completions": TextCompletion,
-          "/v1/chat/completions": ChatCompletion}  # fmt: skip
+          "/v1/chat/completions": ChatCompletion, "/v1/fim/completions": Fim, "/api/generate": Generate,
+          "/api/show": Show}  # fmt: skip
 ANSWERS: dict[str, dict[str, Any]] = {
-    "/infill": LLAMA,
+    "/infill": {"anyOf": [LLAMA, _list(LLAMA)]},
     "/completion": {"anyOf": [LLAMA, _list(LLAMA)]},
     "/v1/completions": _openai("text_completion", text=TEXT),
-    "/v1/chat/completions": _openai("chat.completion", message=_object({"role": TEXT, "content": TEXT})),
+    "/v1/chat/completions": CHAT,
+    "/v1/fim/completions": CHAT,
+    "/api/generate": _object(
+        {"model": TEXT, "created_at": TEXT, "response": TEXT, "done": BOOLEAN},
+        done_reason=TEXT,
+        total_duration=INTEGER,
+        prompt_eval_count=INTEGER,
+        eval_count=INTEGER,
+        reason=_or_null(TEXT),
+        confidence=_or_null(NUMBER),
+    ),
+    "/api/show": _object(
+        {"details": {"type": "object"}, "model_info": {"type": "object"}, "capabilities": _list(TEXT)}
+    ),
+    "/api/tags": _object({"models": _list(_object({"name": TEXT, "model": TEXT, "modified_at": TEXT}))}),
+    "/api/version": _object({"version": TEXT}),
     "/v1/models": _object({"object": {"const": "list"}, "data": _list(MODEL)}),
     "/v1/models/{name}": MODEL,
     "/health": _object({"status": {"const": "ok"}}),
     "/props": _object({"total_slots": INTEGER, "model_path": TEXT, "default_generation_settings": {"type": "object"}}),
 }
-STREAMED = {"/infill", "/completion", "/v1/completions", "/v1/chat/completions"}
+EVENTS = "text/event-stream"
+STREAMED = dict.fromkeys(BODIES.keys() - {"/api/generate", "/api/show"}, EVENTS) | {
+    "/api/generate": "application/x-ndjson"
+}
 OTHERS = {"/metrics": "text/plain", "/": "text/html", "/openapi.json": "application/json"}
 
 
@@ -75,7 +95,7 @@ def document() -> dict[str, Any]:
     for path, answer in ANSWERS.items():
         content = {"application/json": {"schema": answer}}
         if path in STREAMED:  # an event is no string, and a schema of one says little
-            content["text/event-stream"] = {}
+            content[STREAMED[path]] = {}
         paths[path] = _operation(path, content)
     for path, kind in OTHERS.items():
         paths[path] = _operation(path, {kind: {"schema": {} if kind == "application/json" else TEXT}})

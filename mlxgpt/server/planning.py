@@ -10,7 +10,7 @@ from mlxgpt.completion.suggest import BLOCK_TOKENS, MAX_TOKENS
 from mlxgpt.generation.engine import Request
 from mlxgpt.generation.sampling import Sampling
 from mlxgpt.server import sentinels
-from mlxgpt.server.bodies import Common, Infill, Llama, LlamaCompletion, TextCompletion
+from mlxgpt.server.bodies import Common, Fim, Infill, Llama, LlamaCompletion, TextCompletion
 from mlxgpt.server.exchange import Call
 from mlxgpt.server.refusals import Refused
 from mlxgpt.server.state import State
@@ -20,16 +20,23 @@ NEARLY_GREEDY = 1e-4  # a temperature below this takes the likeliest: dividing b
 
 
 def infill(state: State, body: Infill) -> list[Call]:
-    """The one suggestion that /infill is answered with, however many are asked for: it is the likeliest."""
+    """The suggestions that /infill is answered with: `n_cmpl`, the likeliest first."""
     prefix = (body.input_prefix or "") + (body.prompt or "")
     extra = [item.text for item in body.input_extra or []]
-    return [_suggestion(state, body, sentinels.Middle(prefix, body.input_suffix or "", tuple(extra)), body.n_predict)]
+    middle = sentinels.Middle(prefix, body.input_suffix or "", tuple(extra))
+    return [_suggestion(state, body, middle, body.n_predict, body.n_cmpl)]
 
 
-def llama_completion(state: State, body: LlamaCompletion) -> list[Call]:
-    """The answers to /completion: `n_cmpl` for each prompt. Raises Refused."""
+def fim(state: State, body: Fim) -> list[Call]:
+    """The suggestions that /v1/fim/completions is answered with. Raises Refused."""
+    middle = sentinels.Middle(body.prompt, body.suffix or "")
+    return [_suggestion(state, body, middle, body.max_tokens, body.n)]
+
+
+def llama_completion(state: State, body: LlamaCompletion, suffix: str | None = None) -> list[Call]:
+    """The answers to /completion: `n_cmpl` for each prompt; a `suffix` makes it a cursor. Raises Refused."""
     request = replace(_request(state, body, llama_sampling(body), body.n_predict), logprobs=body.n_probs or 0)
-    return _completions(state, body, body.prompt, None, request, body.n_predict, body.n_cmpl)
+    return _completions(state, body, body.prompt, suffix, request, body.n_predict, body.n_cmpl)
 
 
 def text_completion(state: State, body: TextCompletion) -> list[Call]:
@@ -45,21 +52,21 @@ def _completions(
     state: State, body: Common, prompts: str | list[str], suffix: str | None, request: Request,
     max_tokens: int | None, several: int | None,
 ) -> list[Call]:  # fmt: skip
-    """A suggestion for each prompt that has a suffix or a template for one, and where there is no model; `several`
-    texts for each other."""
+    """`several` suggestions for each prompt that has a suffix or a template for one, and where there is no model;
+    `several` texts for each other."""
     calls: list[Call] = []
     for prompt in [prompts] if isinstance(prompts, str) else prompts:
         middle = sentinels.parse(prompt)
         if middle is None and (suffix is not None or not state.ready().context):
             middle = sentinels.Middle(prompt, suffix or "")
         if middle is not None:
-            calls.append(_suggestion(state, body, middle, max_tokens))
+            calls.append(_suggestion(state, body, middle, max_tokens, several))
             continue
         for i in range(several or 1):
             seeded = replace(request, seed=request.seed + i & 0xFFFFFFFF)
             calls.append(Call(_writing(state, body, prompt, seeded)))
-    if len(calls) > state.settings.limits.texts:
-        raise Refused(400, f"a request may ask for {state.settings.limits.texts} answers, not {len(calls)}")
+    if (wanted := sum(call.several for call in calls)) > state.settings.limits.texts:
+        raise Refused(400, f"a request may ask for {state.settings.limits.texts} answers, not {wanted}")
     return calls
 
 
@@ -81,7 +88,9 @@ def require_context(state: State, size: int) -> None:
         raise Refused(400, f"the prompt does not fit the model's context of {served.context} tokens: shorten it")
 
 
-def _suggestion(state: State, body: Common, middle: sentinels.Middle, max_tokens: int | None) -> Call:
+def _suggestion(
+    state: State, body: Common, middle: sentinels.Middle, max_tokens: int | None, several: int | None
+) -> Call:
     _require_supported(body)
     multiline = state.settings.multiline if body.multiline is None else body.multiline
     unlimited = BLOCK_TOKENS if multiline else MAX_TOKENS
@@ -92,7 +101,7 @@ def _suggestion(state: State, body: Common, middle: sentinels.Middle, max_tokens
     ask = Ask(
         middle.prefix.encode(), middle.suffix.encode(), document, multiline, most,
         state.threshold if body.threshold is None else body.threshold, _newest(middle.extra),
-        state.settings.limits.suggest_seconds, limit / 1000 if limit and limit > 0 else None,
+        state.settings.limits.suggest_seconds, limit / 1000 if limit and limit > 0 else None, several or 1,
     )  # fmt: skip
     return Call(ask, stops_of(body), (body.n_indent or 0) if isinstance(body, Llama) else 0)
 

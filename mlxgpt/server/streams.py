@@ -1,6 +1,6 @@
-"""Server-sent events, and answers to clients that may leave."""
+"""Server-sent events and JSON lines, and answers to clients that may leave."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from starlette.responses import Response
@@ -17,19 +17,23 @@ def event(table: object) -> bytes:
     return b"data: " + msgspec.json.encode(table) + b"\n\n"
 
 
-async def begun(events: AsyncIterator[bytes]) -> "EventStream":
-    """A response whose first event is there: what is refused until then has a status. Raises Refused, Gone."""
-    return EventStream(await anext(events), events)
+def line(table: object) -> bytes:
+    """JSON on a line of its own."""
+    return msgspec.json.encode(table) + b"\n"
+
+
+async def begun(events: AsyncIterator[bytes], written: Callable[[object], bytes] = event) -> "EventStream":
+    """A response whose first event is there: what is refused until then has a status. The events are as `written`
+    writes them, which is `event` or `line`. Raises Refused, Gone."""
+    return EventStream(await anext(events), events, written)
 
 
 class EventStream(Response):
     """Events as they come. A failure is the last of them."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
-        self.first, self.rest = first, rest
-        super().__init__()
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes], written: Callable[[object], bytes]) -> None:
+        self.first, self.rest, self._written = first, rest, written
+        super().__init__(media_type="text/event-stream" if written is event else "application/x-ndjson")
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,10 +46,10 @@ class EventStream(Response):
         except Gone:
             return
         except Refused as refusal:
-            last = event(error_table(refusal.status, refusal.message))
+            last = self._written(error_table(refusal.status, refusal.message))
         except Exception as error:
             report(error)
-            last = event(error_table(500, "mlxgpt failed: its terminal says where"))
+            last = self._written(error_table(500, "mlxgpt failed: its terminal says where"))
         else:
             last = b""
         await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -22,7 +22,7 @@ CONTENTS = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 @dataclass
 class Position:
-    """Where a run stands: steps done, seconds they took, evaluations done, the best one's loss and step."""
+    """Where a run stands: steps, seconds they took and tokens they read, evaluations, the best one's loss and step."""
 
     step: int = 0
     elapsed: float = 0.0
@@ -30,6 +30,7 @@ class Position:
     best_loss: float | None = None
     best_step: int = 0
     lr_scale: float = 1.0  # of the recipe's rate, lowered by each roll-back
+    tokens: int = 0
 
 
 def saved(run: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -20,13 +21,14 @@ from mlxgpt.data import batches
 from mlxgpt.data.changes import Changes
 from mlxgpt.data.shards import Mix, Shards
 from mlxgpt.errors import Error
-from mlxgpt.evaluation import Evaluator
+from mlxgpt.evaluation import Evaluation, Evaluator
 from mlxgpt.generation.engine import Request, collect, generate
 from mlxgpt.generation.sampling import Sampling
-from mlxgpt.training import checkpoint, memory, optimizers, start, utilization
-from mlxgpt.training.metrics import Metrics
+from mlxgpt.training import checkpoint, distributed, memory, optimizers, start, utilization
+from mlxgpt.training.distributed import Group
+from mlxgpt.training.metrics import Metrics, Unwritten
 from mlxgpt.training.panel import Panel
-from mlxgpt.training.schedule import Clock
+from mlxgpt.training.schedule import Clock, Shape, shape
 from mlxgpt.training.step import make_step, training_dtype
 
 # What a run writes beside `training`. None of an earlier run's stays: its tokenizer may have been another.
@@ -39,8 +41,8 @@ SMALLEST_SCALE = 1 / 32  # of the learning rate: where roll-backs end
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C (and SIGTERM) once: the yielded function turns true. A second one raises KeyboardInterrupt."""
+def stop_on_interrupt(*more: signal.Signals) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C (and SIGTERM, and `more`) once: the yielded function turns true. A second one raises KeyboardInterrupt."""
     asked = False
 
     def ask(number, frame) -> None:
@@ -51,7 +53,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         with suppress(OSError, RuntimeError):  # the terminal is gone, or a write to it was interrupted just now
             print("\nmlxgpt: stopping after this step with a checkpoint; Ctrl-C again aborts", file=sys.stderr)
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM, *more)}
     try:
         yield lambda: asked
     finally:
@@ -73,11 +75,12 @@ class Summary:
 class Run:
     """One training run in a folder `out`: its model, optimizer, data and position.
 
-    Raises UsageError and Error for a recipe, a corpus or a checkpoint that cannot be trained with; nothing is written
-    before `begin`.
+    Every process of `group` has one, which takes the same steps; only its first knows `out`. Raises UsageError and
+    Error for a recipe, a corpus or a checkpoint that cannot be trained with; nothing is written before `begin`.
     """
 
-    def __init__(self, recipe: Recipe, shards: Shards, out: Path, resume: bool) -> None:
+    def __init__(self, recipe: Recipe, shards: Shards, out: Path, resume: bool, group: Group | None = None) -> None:
+        self.group = group = group or distributed.join()
         model_config = _fit_vocabulary(models.config_from_table(recipe.model), shards.tokenizer.vocab_size)
         train = recipe.train
         require(
@@ -86,33 +89,55 @@ class Run:
             f"({model_config.context})",
         )
         self.recipe, self.shards, self.out = recipe, shards, out
-        self.batches = batches.of_shards(shards, recipe.data, train)
+        mine = dataclasses.replace(recipe, train=distributed.share(train, group.size))
+        self.batches = batches.of_shards(shards, recipe.data, mine.train)
         self._seed(0)
-        self.model, self.memory = start.build(recipe, model_config)
+        self.model, self.memory = group.together(lambda: start.build(mine, model_config))
         if train.auto_batch:
-            self.recipe = recipe = memory.fitted(self.model, recipe)
-            train = recipe.train
-            self.batches = batches.of_shards(shards, recipe.data, train)
+            size = min(group.tell(group.together(lambda: memory.fitted(self.model, mine)).train.batch_size))
+            passes = train.batch_size * train.accumulation // size
+            train = dataclasses.replace(train, batch_size=size, accumulation=passes, auto_batch=False)
+            self.recipe = recipe = dataclasses.replace(recipe, train=train)
+            mine = dataclasses.replace(recipe, train=distributed.share(train, group.size))
+            self.batches = batches.of_shards(shards, recipe.data, mine.train)
+        self.mine = mine.train  # this process's share of a step
         self.optimizer = optimizers.make(recipe.optimizer)
         self.position = checkpoint.Position()
         if resume:
-            start.check_base(out, recipe)
-            self.position = checkpoint.restore(checkpoint.newest(out), self.model, self.optimizer)
-        self._compile()
+            self._restore(lambda: checkpoint.newest(out))
+        else:
+            self._compile()
         self.writer = checkpoint.Writer(out, train.keep_checkpoints)
         self._kept_at = self.position.elapsed
         self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         tokens = shards.tokens("validation")
         self.evaluator = (
-            Evaluator(self.model, tokens, shards.bytes_in("validation"), train.batch_size, train.sequence_length)
+            Evaluator(self.model, tokens, shards.bytes_in("validation"), mine.train.batch_size, train.sequence_length)
             if len(tokens) > 1
             else None
         )
 
+    def _restore(self, path: Callable[[], Path]) -> None:
+        """Have every process go on from the checkpoint that the first has there. Raises Error."""
+
+        def read() -> dict[str, Any]:
+            start.check_base(self.out, self.recipe)
+            return dataclasses.asdict(checkpoint.restore(path(), self.model, self.optimizer))
+
+        self.position = checkpoint.Position(**self.group.first(read))
+        # A checkpoint from before steps could differ in size does not say it.
+        self.position.tokens = self.position.tokens or self.position.step * shape(self.recipe.train, 1.0).tokens
+        self._compile()
+
     def _compile(self) -> None:
-        """Make the step for the model and the optimizer as they are now."""
-        dtype = training_dtype(self.recipe.train.dtype)
-        self.step = make_step(self.model, self.optimizer, self.recipe.optimizer.clip, dtype)
+        """Make the step for the model and the optimizer as they are now, in the first process."""
+        dtype, group, average = training_dtype(self.recipe.train.dtype), self.group, None
+        if group.size > 1:
+            self.optimizer.init(self.model.trainable_parameters())
+            self.model.update(group.spread(self.model.trainable_parameters()))
+            self.optimizer.state = group.spread(self.optimizer.state)
+            average = group.average
+        self.step = make_step(self.model, self.optimizer, self.recipe.optimizer.clip, dtype, average)
         mx.eval(self.model.state, self.optimizer.state)
 
     @property
@@ -150,31 +175,36 @@ class Run:
         if changed.held_out:
             self.position.best_loss = None
 
-    def train(self, panel: Panel) -> Summary:
-        """Train to the end, or until interrupted. Raises Error: the loss is no longer a number, the disk is full."""
+    def train(self, panel: Panel, clock: Clock | None = None) -> Summary:
+        """Train to the end, or until interrupted; `clock`: another than this machine's. Raises Error: the loss is no
+        longer a number, the disk is full."""
         train = self.recipe.train
-        clock = Clock(train.steps, train.minutes, self.position.elapsed)
-        tokens_a_step = train.batch_size * train.sequence_length * train.accumulation
+        clock = clock or Clock(train.steps, train.minutes, self.position.elapsed)
         last: tuple[float | None, float | None] = (None, None)
-        path = self.out / "training" / "metrics.jsonl"
+        path, group = self.out / "training" / "metrics.jsonl", self.group
+        hung_up = () if group.size == 1 else (signal.SIGHUP,)  # what Ctrl-C is to a process on another machine
         limits, pace = memory.limit(), utilization.Pace(self.model, train)
         with (
-            Metrics(path, self.position.step or None, train.tensorboard) as metrics,
-            stop_on_interrupt() as asked,
+            Metrics(path, self.position.step or None, train.tensorboard) if group.leads else Unwritten() as metrics,
+            stop_on_interrupt(*hung_up) as asked,
             self.writer,
         ):
-            while clock.progress(self.position.step) < 1 and not asked():
+            while clock.progress(self.position.step) < 1 and not group.any(asked()):
                 step = self.position.step
                 rate = clock.rate(self.recipe.optimizer, step) * self.position.lr_scale
+                now = shape(self.mine, clock.progress(step))
+                tokens = self.position.tokens + now.tokens * group.size
                 began = time.perf_counter()
-                loss, norm = self._one_step(step, rate)
+                loss, norm = self._one_step(step, rate, now)
                 seconds = time.perf_counter() - began
                 clock.count(seconds)
+                every = group.numbers(loss, norm, clock.elapsed)  # from here on all have the first one's
+                loss, norm, clock.elapsed = float(every[:, 0].mean()), float(every[0, 1]), float(every[0, 2])
                 record = {
                     "kind": "train", "step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm,
-                    "tokens": (step + 1) * tokens_a_step, "tokens_per_second": tokens_a_step / seconds,
+                    "tokens": tokens, "tokens_per_second": now.tokens * group.size / seconds,
                     "elapsed": clock.elapsed, "memory_bytes": mx.get_peak_memory(),
-                    "cache_bytes": mx.get_cache_memory(), **limits, "mfu": pace.mfu(tokens_a_step / seconds),
+                    "cache_bytes": mx.get_cache_memory(), **limits, "mfu": pace.mfu(now.tokens / seconds),
                     "progress": clock.progress(step + 1),
                 }  # fmt: skip
                 metrics.write(record)
@@ -183,7 +213,7 @@ class Run:
                     self._roll_back(step + 1, trouble, metrics, panel)
                     clock.elapsed = self.position.elapsed
                     continue
-                self.position.step, self.position.elapsed = step + 1, clock.elapsed
+                self.position.step, self.position.elapsed, self.position.tokens = step + 1, clock.elapsed, tokens
                 due = math.floor(clock.progress(step + 1) * train.evaluations + 1e-9)
                 if due > self.position.evaluations:
                     self.position.evaluations = due
@@ -198,7 +228,8 @@ class Run:
 
     def _keep(self) -> None:
         """Have a checkpoint written."""
-        self.writer.save(self.model, self.optimizer, self.position)
+        if self.group.leads:
+            self.writer.save(self.model, self.optimizer, self.position)
         self._kept_at = self.position.elapsed
 
     def _trouble(self, loss: float, norm: float) -> str:
@@ -216,24 +247,22 @@ class Run:
 
     def _roll_back(self, step: int, trouble: str, metrics: Metrics, panel: Panel) -> None:
         """Go back to the last checkpoint with half the rate. Raises Error where the recipe says stop, or in vain."""
-        self.writer.wait()
-        path, scale = checkpoint.latest(self.out), self.position.lr_scale / 2
-        if self.recipe.train.on_divergence == "stop" or path is None or scale < SMALLEST_SCALE:
+        self.group.together(self.writer.wait)
+        kept, scale = self._kept(), self.position.lr_scale / 2
+        if self.recipe.train.on_divergence == "stop" or not kept or scale < SMALLEST_SCALE:
             raise self._diverged(step, trouble)
-        self.position = checkpoint.restore(path, self.model, self.optimizer)
+        self._restore(lambda: Path(kept))
         self.position.lr_scale = scale
-        self._compile()
         self._losses.clear()
         metrics.rewind(self.position.step)
         panel.note(f"step {step:,}: {trouble}; back to step {self.position.step:,} with {scale:g} of the learning rate")
 
-    def _one_step(self, step: int, rate: float) -> tuple[float, float]:
+    def _one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
         """Step number `step`: everything random in it is a function of (seed, step). Returns loss and gradient norm."""
-        train = self.recipe.train
-        self._seed(step + 1)
+        self._seed(step + 1 + (self.group.rank << 54))  # dropout is not the same on every rank
         self.optimizer.learning_rate = rate
-        first = step * train.accumulation
-        drawn = [self.batches.batch(first + i) for i in range(train.accumulation)]
+        first = (step * self.group.size + self.group.rank) * self.mine.accumulation
+        drawn = [self.batches.batch(first + i, now.sequences, now.length) for i in range(now.passes)]
         self.model.train()
         loss, norm = self.step([tuple(map(mx.array, batch)) for batch in drawn])
         mx.eval(loss, norm, self.model.state, self.optimizer.state)
@@ -249,14 +278,14 @@ class Run:
         val_loss = val_bpb = None
         best = True  # without a validation split the newest is
         if self.evaluator is not None:
-            result = self.evaluator.run()
+            result = self._score(self.evaluator)
             val_loss, val_bpb = result.val_loss, result.val_bpb
             if not math.isfinite(val_loss):
                 raise self._diverged(self.position.step, f"the validation loss is {val_loss}")
             best = self.position.best_loss is None or val_loss < self.position.best_loss
         record = {
             "kind": "evaluation", "step": self.position.step, "best": best, "val_loss": val_loss, "val_bpb": val_bpb,
-            "sample": self._sample(), "elapsed": self.position.elapsed,
+            "sample": self._sample() if self.group.leads else "", "elapsed": self.position.elapsed,
         }  # fmt: skip
         if best:
             self._save_model()
@@ -266,8 +295,16 @@ class Run:
         panel.evaluation(record)
         return val_loss, val_bpb
 
+    def _score(self, evaluator: Evaluator) -> Evaluation:
+        """The evaluation of the whole split, of which each process does its share."""
+        group = self.group
+        if group.size == 1:
+            return evaluator.run()
+        return evaluator.result(float(group.numbers(evaluator.nats(group.rank, group.size)).sum()))
+
     def _save_model(self) -> None:
-        start.save(self.out, self.model, self.recipe)
+        if self.group.leads:
+            start.save(self.out, self.model, self.recipe)
 
     def _sample(self) -> str:
         """Text the model writes after the opening of the validation split; the same seed at every evaluation."""
@@ -280,8 +317,12 @@ class Run:
         answer = collect(generate(self.model, tokenizer, prompt, Request(count, sampling, seed=self.recipe.train.seed)))
         return tokenizer.decode(prompt).decode("utf-8", "replace") + answer.text
 
+    def _kept(self) -> str:
+        """The newest checkpoint's path; empty where there is none."""
+        return self.group.first(lambda: str(checkpoint.latest(self.out) or ""))
+
     def _diverged(self, step: int, what: str) -> Error:
-        kept = checkpoint.latest(self.out)
+        kept = self._kept()
         where = f"the last good checkpoint is {kept}" if kept else "no checkpoint had been written yet"
         return Error(f"training diverged at step {step}: {what}; {where}; lower optimizer.lr or set optimizer.clip")
 

@@ -5,8 +5,9 @@ The estimate is the sum of
   weights and moments beside the old ones, and a copy in the compute type; with accumulation, the sum of the gradients,
   and the new ones only as far as they need more than the activations, which are gone by then;
 - the activations that a block keeps for its gradient: in units of B · T numbers of the compute type 6 C + 3 H D +
-  2 Hkv D + 3 I for Mistral, 9 C + 8 C for GPT-2 (C width, I the SwiGLU's, H heads of D), with attention's T × T weights
-  where they are kept; with gradient checkpointing what enters each block, 2 C, and one block's;
+  2 Hkv D + 3 I for Mistral, (H + Hkv) D more for Qwen3, 9 C + 8 C for GPT-2 (C width, I the SwiGLU's, H heads of D),
+  with attention's T × T weights where they are kept; with gradient checkpointing what enters each block, 2 C, and one
+  block's;
 - the gradients that pass through one block at a time, about as much as one block keeps, and with an adapter, whose
   products are as wide as the layers', three times that;
 - the logits of a chunk of tokens and their gradient, float32, and the head's gradient where it is trained.
@@ -88,6 +89,7 @@ def estimate(model: Model, recipe: Recipe, dtype: mx.Dtype) -> Estimate:
         width = c.hidden_size
         block = 6 * width + 3 * c.num_attention_heads * c.head_size + 2 * c.num_key_value_heads * c.head_size
         block += 3 * c.intermediate_size
+        block += (c.num_attention_heads + c.num_key_value_heads) * c.head_size if c.qk_norm else 0
     kept = 2 * width * layers + block if train.grad_checkpoint else block * layers
     kept += block * (3 if recipe.init.lora else 1)
     activations, new = rows * kept * dtype.size, 4 * (moments + 1) * count

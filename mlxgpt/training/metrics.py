@@ -62,6 +62,22 @@ class Metrics:
             self._board.write(record)
 
 
+class Unwritten(Metrics):
+    """Metrics of a process that writes nothing: another one does."""
+
+    def __init__(self) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        """Nothing."""
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Nothing."""
+
+
 def _step(line: bytes) -> int | None:
     """The step of a record, None for half a line or anything else that is no record."""
     try:

@@ -1,11 +1,11 @@
-"""How far a run is, and the learning rate as a function of that."""
+"""How far a run is, and as functions of that the learning rate and the shape of a step."""
 
 import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-from mlxgpt.config import OptimizerConfig
+from mlxgpt.config import OptimizerConfig, TrainConfig
 
 GAP = 30.0  # seconds: a shorter step is never taken for a pause
 
@@ -27,6 +27,37 @@ def learning_rate(config: OptimizerConfig, step: int, progress: float, warmup: f
     else:
         rate = config.lr
     return ramp * rate
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one step reads: passes, whose gradients are averaged, sequences a pass and tokens a sequence."""
+
+    passes: int
+    sequences: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """All of them."""
+        return self.passes * self.sequences * self.length
+
+
+def shape(train: TrainConfig, progress: float) -> Shape:
+    """The shape of a step `progress` of the way through the run (0 to 1); few there are, since each is compiled.
+
+    In `batch_warmup` fewer sequences (the small first batches of GPT-3, arXiv 2005.14165): passes that are still as
+    large as may be. In `sequence_warmup` shorter ones and more of them, the tokens the same (arXiv 2108.06084, which
+    leaves out the rest of each instead).
+    """
+    total = max(1, train.batch_size * train.accumulation // _part(progress, train.batch_warmup))
+    sequences, cut = min(total, train.batch_size), _part(progress, train.sequence_warmup)
+    return Shape(total // sequences, sequences * cut, train.sequence_length // cut)
+
+
+def _part(progress: float, warmup: float) -> int:
+    """What a size is divided by while it grows: 4 in the first half of the warm-up, then 2, then 1."""
+    return 4 if progress < warmup / 2 else 2 if progress < warmup else 1
 
 
 @dataclass

@@ -94,11 +94,13 @@ def _outline(source: weights.Source, recipe: Recipe, held: mx.Dtype, compact: bo
     if scheme:
         quantization.prepare(model, scheme, source.weights)
     for path, module in quantization.leaves(model):
-        stored = source.weights.get(f"{path}.weight")
-        stays = compact and held == mx.float32 and not recipe.init.bits and layers.keeps_bf16(module, stored)
-        for name, p in named_parameters(module).items():
+        parameters = named_parameters(module)
+        stored = {name: w for name in parameters if (w := source.weights.get(f"{path}.{name}")) is not None}
+        narrow = compact and held == mx.float32 and not recipe.init.bits
+        kept = layers.kept_in_bf16(module, stored) if narrow else frozenset()
+        for name, p in parameters.items():
             if mx.issubdtype(p.dtype, mx.floating):
-                module[name] = p.astype(mx.bfloat16 if stays and name == "weight" else held)
+                module[name] = p.astype(mx.bfloat16 if name in kept else held)
     if recipe.init.bits:
         chosen = quantization.CHOICES[str(recipe.init.bits)]
         nn.quantize(model, class_predicate=lambda _, m: chosen.suits(m) and chosen.as_table())

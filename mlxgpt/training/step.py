@@ -56,14 +56,16 @@ def frozen_head_loss(model: Model, features: mx.array, targets: mx.array, rounde
 
 
 def make_step(
-    model: Model, optimizer: optim.Optimizer, clip: float, dtype: mx.Dtype
-) -> Callable[[list[Batch]], tuple[mx.array, mx.array]]:
+    model: Model, optimizer: optim.Optimizer, clip: float, dtype: mx.Dtype,
+    average: Callable[[dict], dict] | None = None,
+) -> Callable[[list[Batch]], tuple[mx.array, mx.array]]:  # fmt: skip
     """A function from micro-batches to (mean loss in nats a token, gradient norm before clipping), float32 scalars; it
     updates the model and the optimizer, as they are now: make it after restoring them.
 
     Compute runs in `dtype` (see `held_dtype`), the model's own weights stay as they are. `clip` is the largest norm, 0
     for none. One micro-batch is one compiled graph; several are a compiled gradient each, averaged, and a compiled
-    update.
+    update. `average` makes of this process's gradients the mean of several processes', which the norm is then of; the
+    loss stays this process's own.
     """
     optimizer.init(model.trainable_parameters())
     trained = {id(p) for p in dict(tree_flatten(model.trainable_parameters())).values()}
@@ -97,7 +99,7 @@ def make_step(
     update_step = mx.compile(update, inputs=state, outputs=state)
 
     def step(batches: list[Batch]) -> tuple[mx.array, mx.array]:
-        if len(batches) == 1:
+        if len(batches) == 1 and average is None:
             return whole_step(*batches[0])
         total: dict = {}
         mean = mx.array(0.0)
@@ -107,6 +109,6 @@ def make_step(
             total = tree_map(mx.add, total, grads) if total else grads
             mean = mean + loss / len(batches)
             mx.eval(total, mean)
-        return mean, update_step(total)
+        return mean, update_step(average(total) if average else total)
 
     return step

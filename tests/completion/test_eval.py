@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from mlxgpt import files, weights
-from mlxgpt.completion import session
+from mlxgpt.completion import session, views
 from mlxgpt.completion.cursors import Cursor
 
 KEYS = [
     "val_loss", "val_bpb", "cursors", "exact_match", "edit_similarity", "completed_ratio", "latency_ms", "using", "at",
-    "gated", "acceptance", "kinds",
+    "gated", "acceptance", "warm_latency_ms", "kinds",
 ]  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def test_json(trained, cli):
     assert table["cursors"] == 12
     for ratio in ("exact_match", "edit_similarity", "completed_ratio"):
         assert 0 <= table[ratio] <= 1
-    assert 0 < table["latency_ms"]["p50"] <= table["latency_ms"]["p95"]
+    for latency in ("latency_ms", "warm_latency_ms"):
+        assert 0 < table[latency]["p50"] <= table[latency]["p95"]
     assert len(done.out.splitlines()) == 1
     assert done.err == ""
 
@@ -59,6 +60,7 @@ def test_the_same_files_by_name_give_the_same(trained, code, cli, held_out):
         assert table.pop(name) == pytest.approx(own.pop(name), rel=1e-6)
     for each in (own, table):
         each.pop("latency_ms")
+        each.pop("warm_latency_ms")
         each["gated"]["threshold"] = round(each["gated"]["threshold"], 4)
     assert table == own
 
@@ -75,6 +77,22 @@ def test_files_that_were_trained_on_are_told(trained, code, cli, held_out):
     assert done.status == 0
     assert f"{10 - len(held_out)} of 10 files were trained on" in done.err
     assert list(last(done.out)) == KEYS
+
+
+def test_the_model_is_shown_other_files_where_it_is_asked_for(trained, cli, monkeypatch):
+    """Those that were trained on, and only with --context."""
+    shown = []
+    real = views.context.fill
+    monkeypatch.setattr(views.context, "fill", lambda *arguments: (shown.append(real(*arguments)), shown[-1])[1])
+    plain = cli("eval", "--model", trained, "--using", "model", "--cursors", 12, "--json")
+    assert (plain.status, shown) == (0, [])
+    with_context = cli("eval", "--model", trained, "--using", "model", "--cursors", 12, "--context", "--json")
+    assert list(last(with_context.out)) == KEYS
+    sources = files.read_json(trained / "training" / "data.json")["sources"]
+    trained_on = {source["path"] for source in sources if source["split"] == "train"}
+    names = set().union(*(each.names for each in shown))
+    assert names
+    assert names <= trained_on
 
 
 def test_the_seed_moves_the_cursors(trained, cli):

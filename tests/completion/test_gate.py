@@ -13,7 +13,7 @@ from mlxgpt.completion.gate import Evidence, Gate, Point
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.mixture import CAUTIOUS, Mixture, Observation
 from mlxgpt.completion.ngram import Prediction
-from mlxgpt.completion.search import best_first
+from mlxgpt.completion.search import best_first, others
 from mlxgpt.completion.settings import NAME, Settings
 from mlxgpt.completion.suggest import Suggester
 from mlxgpt.errors import Error
@@ -150,3 +150,18 @@ def test_the_likeliest_path_is_found_where_the_greedy_one_is_not():
     assert best_first(expand, ends, 0, 10, 0.0).path == ()
     assert asked == []
     assert best_first(lambda path: [], ends, 9, 10, 0.0).path == ()
+
+
+def test_other_paths_part_from_the_likeliest_and_come_in_turn():
+    tree = {(): [(1, -0.5), (2, -0.9), (3, -2.0)], (1,): [(0, -3.0)], (2,): [(0, -0.1)], (3,): [(0, -0.2), (4, -5.0)]}
+    for expansions in (10, 1):  # with 1 the first is finished greedily, and is among those that are open
+
+        def ends(path):
+            return path[-1] == 0
+
+        found = best_first(tree.__getitem__, ends, 9, expansions, 0.0)
+        rest = list(others(tree.__getitem__, ends, 9, found))
+        assert {found.path, *(other.path for other in rest)} == {(1, 0), (2, 0), (3, 0)}
+        assert len(rest) == 2
+        assert all(other.ended and other.margin == pytest.approx(other.logprob - found.logprob) for other in rest)
+    assert list(others(lambda path: [], ends, 9, best_first(lambda path: [], ends, 9, 10, 0.0))) == []

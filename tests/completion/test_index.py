@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mlxgpt import weights
-from mlxgpt.completion import project
+from mlxgpt.completion import project, suggest
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.lexer import Lexer
-from mlxgpt.completion.ngram import Interpolation
+from mlxgpt.completion.ngram import UNKNOWN, Interpolation
 from mlxgpt.completion.suggest import Suggester
 from mlxgpt.errors import Error, UsageError
 
@@ -169,3 +169,38 @@ def test_a_folder_that_is_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     index = project.open_index(tmp_path / "empty", None, tmp_path / "cache")
     assert index.documents == set()
+
+
+def test_a_lexers_words_are_bounded_by_the_texts_that_are_there(monkeypatch):
+    """What clients send goes again, and so do its words; what the project has stays, under its ids."""
+    monkeypatch.setattr(suggest, "WORDS", 40_000)
+    own = ("a.py", b"compute_area(width, height)\n")
+    index = index_of(own)
+    suggester = Suggester(index=index)
+    most = 0
+    for i in range(200):
+        buffer = b"".join(b"name_%d_%d = value_%d\n" % (i, j, j) for j in range(20))
+        extra = b"other_%d = compute(alpha_%d, beta)\n" % (i, i)
+        suggester.suggest(buffer + b"compute_a", extra=[extra], document="b.py")
+        most = max(most, index.tokenizer.nbytes)
+    assert len(index.tokenizer.token_bytes) < 600  # of over 4,000 words that were met
+    assert most < 120_000
+    fresh = Suggester(index=index_of(own))
+    for prefix in (b"compute_area(wi", b"other_199 = compute(al", buffer + b"name_199_7 = val"):
+        answer = suggester.suggest(prefix, extra=[extra])
+        assert answer.completion == fresh.suggest(prefix, extra=[extra]).completion
+        assert answer.completion
+    known = index.tokenizer.token_bytes
+    assert all(known[i] == data for data, i in index.tokenizer._id_of.items())
+    assert index.tokenizer.encode("other_0 compute_area") == [UNKNOWN, *index.tokenizer.encode(" compute_area")]
+
+
+def test_an_index_that_forgot_words_is_saved_and_loaded(tmp_path):
+    index = index_of(("a.py", b"first = 1\n"), ("b.py", b"second = 2\n"))
+    index.update("a.py", None)
+    index._merge()
+    index.tokenizer.keep(segment.tokens for segment in index.segments)
+    index.save(tmp_path / "index.npz", {})
+    loaded, _ = Index.load(tmp_path / "index.npz", None)
+    assert loaded.tokenizer.encode("first second") == [UNKNOWN, *index.tokenizer.encode(" second")]
+    assert Suggester(index=loaded).suggest(b"sec").completion == "ond = 2"

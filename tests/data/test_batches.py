@@ -85,6 +85,26 @@ def test_batch_is_a_pure_function_of_seed_and_step():
     assert not np.array_equal(first[0][0], first[1][0])
 
 
+def test_a_batch_in_another_shape_has_the_same_rows_cut_or_left_out():
+    batches = one_corpus(np.arange(5000, dtype=np.uint16), 4, 16, seed=7)
+    inputs, targets = batches.batch(3)
+    for array, part, cut in zip((inputs, targets), batches.batch(3, 2, 16), batches.batch(3, 16, 4), strict=True):
+        assert np.array_equal(part, array[:2])
+        assert np.array_equal(cut, array.reshape(16, 4))
+    both = batches.batch(3, 4, 8)
+    assert np.array_equal(both[0], inputs[:2].reshape(4, 8))
+    assert np.array_equal(both[0] + 1, both[1]), "a target is the token that follows, also where a row is cut"
+
+
+def test_documents_stay_apart_where_rows_are_cut():
+    tokens, starts = corpus(*[30] * 40)
+    batches = Batches([Stream(tokens, 64, 1, starts)], 4, isolated=True)
+    inputs, _, documents = batches.batch(0)
+    cut, _, pieces = batches.batch(0, 16, 16)
+    assert np.array_equal(pieces.reshape(4, 64), documents)
+    assert np.array_equal(cut.reshape(4, 64), inputs)
+
+
 def test_batches_go_through_the_epochs_without_a_gap():
     batches = one_corpus(np.arange(1001, dtype=np.uint32), 3, 10, seed=1)
     rows = [int(row[0]) for step in range(2 * batches.streams[0].windows) for row in batches.batch(step)[0]]

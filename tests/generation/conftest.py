@@ -7,7 +7,7 @@ import pytest
 
 from mlxgpt import models
 from mlxgpt.generation import engine
-from mlxgpt.models import cache, gpt2, mistral
+from mlxgpt.models import cache, gpt2, mistral, qwen3
 
 MISTRAL = mistral.Config(
     vocab_size=17, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -17,6 +17,7 @@ TINY = {
     "gpt2": gpt2.Config(vocab_size=17, n_positions=90, n_embd=64, n_layer=2, n_head=2),
     "mistral": MISTRAL,
     "mistral, window": dataclasses.replace(MISTRAL, sliding_window=5, tie_word_embeddings=True),
+    "qwen3": qwen3.Config(**vars(MISTRAL)),
 }
 
 

@@ -347,7 +347,8 @@ def test_a_quantized_decoder_steps_as_it_extends(tiny, small_steps):
         steps = [stepping.prefill(ids[:20])] + [stepping.step(mx.array([t])) for t in ids[20:]]
         extending.prefill(ids[:20])
         at_once = mx.concatenate([steps[0], *(extending.extend(ids[i : i + 4]) for i in range(20, 40, 4))])
-        np.testing.assert_allclose(np.array(mx.concatenate(steps)), np.array(at_once), rtol=1e-3, atol=1e-3)
+        # what differs in the last digit may be rounded to the next of 2^bits numbers
+        np.testing.assert_allclose(np.array(mx.concatenate(steps)), np.array(at_once), rtol=1e-3, atol=1e-2)
         exact = tiny(mx.array(ids)[None])[0, 19:]
         error = mx.abs(at_once - exact).mean().item() / exact.std().item()
         assert 0 < error < near / 5

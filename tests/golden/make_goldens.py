@@ -5,7 +5,7 @@
 The weights are random and every one matters: none is 0 or 1, and the logits are of order 1; those of the blocks are
 small enough for bfloat16 to be within 2 % of float32. The sequence is longer than
 Mistral's window, a head is not hidden_size / heads wide, and two query heads share a key head. One Mistral is in
-several shards, another is tied and has a large rope_theta.
+several shards, another is tied and has a large rope_theta; so is and has the Qwen3.
 """
 
 import shutil
@@ -29,6 +29,11 @@ CONFIGS = {
     "mistral_tied": transformers.MistralConfig(
         vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=1, max_position_embeddings=64, sliding_window=None, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    ),
+    "qwen3": transformers.Qwen3Config(
+        vocab_size=48, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=12, max_position_embeddings=64, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     ),
     "gpt2": transformers.GPT2Config(

@@ -10,11 +10,12 @@ from mlxgpt.kernels.decode_block import add_norm, reference_add_norm, reference_
 from mlxgpt.kernels.dispatch import Unsupported
 
 from mlxgpt.generation.engine import Decoder, compiled_step
-from mlxgpt.models import gpt2, mistral
+from mlxgpt.models import gpt2, mistral, qwen3
 
 LAYERS = 3
 MODELS = {
     "mistral": mistral.Model(mistral.Config(24, 64, 32, LAYERS, 4, 2, max_position_embeddings=64, sliding_window=6)),
+    "qwen3": qwen3.Model(qwen3.Config(24, 64, 32, LAYERS, 4, 2, max_position_embeddings=64, sliding_window=6)),
     "gpt2": gpt2.Model(gpt2.Config(24, 64, 48, LAYERS, 4)),
     "gpt2 without biases": gpt2.Model(gpt2.Config(24, 64, 48, LAYERS, 4, bias=False)),
 }
@@ -41,7 +42,7 @@ def test_a_decoding_step_is_the_same_in_fewer_launches(name):
         np.testing.assert_allclose(np.array(one), np.array(other), atol=1e-4)
     launched = Counter(launch.kernel.name for launch in simulation.launches)
     expected = {"decode_block_add_norm": 6 * 2 * LAYERS}
-    if name == "mistral":
+    if name in ("mistral", "qwen3"):
         expected["decode_block_rotate"] = 6 * LAYERS
     assert launched == expected
 

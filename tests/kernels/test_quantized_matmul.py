@@ -86,7 +86,7 @@ def test_every_magnitude_keeps_its_digits_and_what_is_not_finite_is_not_hidden(f
     for scale in (0.0, 1e-36, 1e-20, 1e20):
         y = quantized_matmul(draw(2, 256) * scale, *packed, 64, 4)
         expected = np.array(reference(draw(2, 256), *packed, 64, 4), np.float64) * scale
-        np.testing.assert_allclose(np.array(y), expected, rtol=0, atol=1e-3 * max(scale, 1e-30))
+        np.testing.assert_allclose(np.array(y), expected, rtol=0, atol=2e-3 * max(scale, 1e-30))
     # a row with one group a million times larger than the rest: they have scales of their own
     x = draw(1, 256) * mx.repeat(mx.array([1e6, 1, 1, 1]), 64)
     zeroed = [packed[0], packed[1] * mx.array([0, 1, 1, 1]), packed[2] * mx.array([0, 1, 1, 1])]

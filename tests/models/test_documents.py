@@ -6,7 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxgpt import models
-from mlxgpt.models import gpt2, mistral
+from mlxgpt.models import gpt2, mistral, qwen3
 
 CONFIGS = {
     "gpt2": gpt2.Config(vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=2),
@@ -17,6 +17,10 @@ CONFIGS = {
     "mistral, window": mistral.Config(
         vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=64, sliding_window=7,
+    ),
+    "qwen3": qwen3.Config(
+        vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
     ),
 }  # fmt: skip
 ENDS = (9, 10, 30, 48)  # of four documents in the first row

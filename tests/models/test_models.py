@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from mlxgpt import models
 from mlxgpt.errors import UsageError
-from mlxgpt.models import gpt2, mistral
+from mlxgpt.models import gpt2, mistral, qwen3
 
 GPT2 = gpt2.Config(vocab_size=17, n_positions=160, n_embd=16, n_layer=2, n_head=2)
 MISTRAL = mistral.Config(
@@ -24,6 +24,8 @@ CONFIGS = {
     "mistral": MISTRAL,
     "mistral, window": dataclasses.replace(MISTRAL, sliding_window=3),
     "mistral, tied": dataclasses.replace(MISTRAL, tie_word_embeddings=True, num_key_value_heads=4, head_dim=None),
+    "qwen3": qwen3.Config(**dataclasses.asdict(MISTRAL)),
+    "qwen3, window": qwen3.Config(**dataclasses.asdict(MISTRAL) | {"sliding_window": 3}),
 }
 
 
@@ -135,6 +137,10 @@ WIDE = [
         vocab_size=300, hidden_size=128, intermediate_size=200, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=4, tie_word_embeddings=True,
     ),
+    qwen3.Config(
+        vocab_size=300, hidden_size=128, intermediate_size=200, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
 ]  # fmt: skip
 
 
@@ -157,8 +163,46 @@ def test_initial_weights_have_the_documented_spread(config):
             assert abs(p.mean()) < 0.05 * std, name
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_that_begins_as_zeros_is_the_identity_and_learns(tied):
+    """Blocks add nothing, and an untied head says nothing; what is 0 has a gradient nonetheless, or would stay so."""
+    model = models.build(dataclasses.replace(WIDE[2], zero_init=True, tie_word_embeddings=tied))
+    model.init_weights()
+    zeros = {name for name, p in tree_flatten(model.parameters()) if not p.any()}
+    assert {name.split(".")[-2] for name in zeros} == {"o_proj", "down_proj"} | (set() if tied else {"lm_head"})
+    x = tokens(12, B=2)
+    embedded = model.model.embed_tokens(x)
+    assert mx.allclose(model.features(x), model.model.norm(embedded), rtol=1e-5)
+    other = models.build(dataclasses.replace(WIDE[2], tie_word_embeddings=tied))
+    mx.random.seed(1)
+    other.init_weights()
+    mx.random.seed(1)
+    model.init_weights()
+    assert mx.array_equal(model.model.embed_tokens.weight, other.model.embed_tokens.weight), "the others are as drawn"
+
+    def loss(model):
+        return nn.losses.cross_entropy(model(x[:, :-1]), x[:, 1:], reduction="mean")
+
+    _, gradients = nn.value_and_grad(model, loss)(model)
+    moving = {name for name, g in tree_flatten(gradients) if g.any()} & zeros
+    assert moving == (zeros if tied else {"lm_head.weight"})
+
+
+def test_qk_norm_makes_the_size_of_queries_and_keys_nothing():
+    """Their weights ten times as large leave the logits as they are, which in a Mistral they do not."""
+    for name, same in (("qwen3", True), ("mistral", False)):
+        model = build(dataclasses.replace(CONFIGS[name], rms_norm_eps=1e-12))
+        x = tokens(9)
+        before = model(x)
+        for block in model.layers:
+            for layer in (block.self_attn.q_proj, block.self_attn.k_proj):
+                layer.weight = 10 * layer.weight
+        assert mx.allclose(model(x), before, rtol=1e-3, atol=1e-4).item() is same
+
+
 def test_an_untrained_model_finds_all_tokens_about_as_likely():
     for config in CONFIGS.values():
+        mx.random.seed(0)
         model = models.build(config)
         model.init_weights()
         logits = model.eval()(tokens(20))

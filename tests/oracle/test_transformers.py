@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from mlxgpt import models, weights
-from mlxgpt.models import gpt2, mistral
+from mlxgpt.models import gpt2, mistral, qwen3
 from mlxgpt.tokenizer import CharTokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -32,6 +32,9 @@ CONFIGS: dict[str, models.Config] = {
     "mistral": mistral.Config(**MISTRAL, head_dim=12, rms_norm_eps=1e-3),
     "mistral, window": mistral.Config(**MISTRAL, sliding_window=6),
     "mistral, tied": mistral.Config(**MISTRAL, tie_word_embeddings=True),
+    "qwen3": qwen3.Config(**MISTRAL, head_dim=12, rms_norm_eps=1e-3),
+    "qwen3, window": qwen3.Config(**MISTRAL, sliding_window=6),
+    "qwen3, tied": qwen3.Config(**MISTRAL, tie_word_embeddings=True),
 }
 
 
@@ -75,7 +78,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(name, tmp_path):
     assert error < 1.25 * accepted
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mistral", "mistral_sharded", "mistral_tied"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral", "mistral_sharded", "mistral_tied", "qwen3"])
 def test_the_goldens_are_what_transformers_gives(name):
     folder = GOLDEN / "hub" / name
     golden: dict[str, mx.array] = mx.load(str(folder / "logits.safetensors"))  # type: ignore[assignment]

@@ -17,8 +17,11 @@ from mlxgpt.completion.suggest import Suggester
 from mlxgpt.server import app, openapi, run
 from mlxgpt.server.state import Limits
 
-ENDPOINTS = ("/infill", "/completion", "/v1/completions", "/v1/chat/completions")
+ENDPOINTS = (
+    "/infill", "/completion", "/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/api/generate"
+)  # fmt: skip
 REFUSED = {400, 403, 404, 405, 408, 411, 413, 414, 429, 431, 501, 503}
+FEW_TOKENS = {"n_predict": 2, "max_tokens": 2, "max_completion_tokens": 2, "options": {"num_predict": 2}}
 FEW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 
 
@@ -58,7 +61,9 @@ def test_the_document_names_every_path_and_body(tiny):
     routes = {route.path.replace(":path", "") for route in app.application(opened, run.Settings()).routes}
     assert set(document["paths"]) == routes - {"/v1/health"}
     assert document == json.loads(json.dumps(openapi.document()))
-    assert {"Infill", "LlamaCompletion", "TextCompletion", "ChatCompletion"} <= document["components"]["schemas"].keys()
+    assert {"Infill", "LlamaCompletion", "TextCompletion", "ChatCompletion", "Fim", "Generate"} <= document[
+        "components"
+    ]["schemas"].keys()
 
 
 @pytest.mark.parametrize("using", ["tiny", "ngrams"])
@@ -80,7 +85,7 @@ def check_operation(operation, served: Serving) -> None:
     @given(case=operation.as_strategy())
     def check(case):
         if isinstance(case.body, dict):
-            case.body |= {"n_predict": 3, "max_tokens": 3, "max_completion_tokens": 3}
+            case.body |= FEW_TOKENS
         response = case.call(base_url=served.url, timeout=SECONDS)
         assert response.status_code == 200 or response.status_code in REFUSED, response.text
         case.validate_response(response, excluded_checks=[positive_data_acceptance])
@@ -106,7 +111,7 @@ def test_values_of_any_kind_in_any_field(tiny, path):
     @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=8) | JSON)
     def check(body):
         if isinstance(body, dict):
-            body |= {"n_predict": 2, "max_tokens": 2, "max_completion_tokens": 2}
+            body |= FEW_TOKENS
         answer = tiny.post(path, json.dumps(body).encode())
         assert answer.status in {200, 400}, answer
         assert answer.status == 200 or answer.error

@@ -6,9 +6,19 @@ from live import opened
 from mlxgpt.completion.suggest import Suggester
 from mlxgpt.server.guard import Guard, is_loopback, names
 
-ASKED = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "n_predict": 1, "max_tokens": 1}
-ENDPOINTS = ("/infill", "/completion", "/v1/completions", "/v1/chat/completions")
-PATHS = (*ENDPOINTS, "/v1/models", "/props", "/metrics", "/openapi.json", "/health", "/")
+ASKED = {
+    "model": "",
+    "prompt": "x",
+    "options": {"num_predict": 1},
+    "messages": [{"role": "user", "content": "x"}],
+    "n_predict": 1,
+    "max_tokens": 1,
+}
+ENDPOINTS = (
+    "/infill", "/completion", "/v1/completions", "/v1/chat/completions", "/v1/fim/completions", "/api/generate",
+    "/api/show",
+)  # fmt: skip
+PATHS = (*ENDPOINTS, "/api/tags", "/api/version", "/v1/models", "/props", "/metrics", "/openapi.json", "/health", "/")
 
 
 def asked(served, path: str, **headers: str) -> int:

@@ -32,6 +32,7 @@ LLAMA_VSCODE = {
     "prompt": "    raise NotWr", "n_predict": 500, "top_k": 40, "top_p": 0.99, "stream": False, "n_cmpl": 3,
     "samplers": ["top_k", "top_p", "infill"], "cache_prompt": True, "t_max_prompt_ms": 2000, "t_max_predict_ms": 2500,
 }  # fmt: skip
+ONE = LLAMA_VSCODE | {"n_cmpl": 1}
 
 
 def test_llama_vim_is_answered(ngrams):
@@ -44,8 +45,9 @@ def test_llama_vim_is_answered(ngrams):
 
 
 def test_llama_vscode_is_answered(ngrams):
-    table = ngrams.post("/infill", LLAMA_VSCODE).json()
+    table, *others = ngrams.post("/infill", LLAMA_VSCODE).json()
     assert table["content"] == "itten(Exception):"
+    assert [other["index"] for other in others] == [1, 2][: len(others)]
     assert table["generation_settings"].keys() >= {"n_ctx", "n_predict"}
     assert table["timings"].keys() >= {
         "prompt_n", "prompt_ms", "prompt_per_second", "predicted_n", "predicted_ms", "predicted_per_second"
@@ -75,18 +77,18 @@ def test_continue_and_tabby_are_answered(ngrams, prompt):
 def test_nothing_is_explained(ngrams):
     table = ngrams.post("/infill", {"input_prefix": "zzz_unheard_of", "input_suffix": ""}).json()
     assert (table["content"], table["reason"]) == ("", "nothing is known that could follow")
-    hidden = ngrams.post("/infill", LLAMA_VSCODE | {"threshold": 1.0}).json()
+    hidden = ngrams.post("/infill", ONE | {"threshold": 1.0}).json()
     assert hidden["content"] == ""
     assert "below the threshold 1.00" in hidden["reason"]
-    assert "a stop text comes first" in ngrams.post("/infill", LLAMA_VSCODE | {"stop": ["itten"]}).json()["reason"]
-    cut = ngrams.post("/infill", LLAMA_VSCODE | {"stop": ["(", ":"]}).json()
+    assert "a stop text comes first" in ngrams.post("/infill", ONE | {"stop": ["itten"]}).json()["reason"]
+    cut = ngrams.post("/infill", ONE | {"stop": ["(", ":"]}).json()
     assert (cut["content"], cut["stop_type"], cut["stopping_word"]) == ("itten", "word", "(")
     empty = ngrams.post("/infill", {"input_prefix": None}).json()
     assert empty["content"] or empty["reason"]
 
 
 def test_each_part_has_its_probability(ngrams):
-    table = ngrams.post("/infill", LLAMA_VSCODE | {"n_probs": 1}).json()
+    table = ngrams.post("/infill", ONE | {"n_probs": 1}).json()
     assert "".join(token["token"] for token in table["completion_probabilities"]) == table["content"]
     assert all(token["logprob"] <= 0 for token in table["completion_probabilities"])
     assert 0 < table["confidence"] < 1

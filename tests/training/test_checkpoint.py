@@ -176,4 +176,5 @@ def test_the_state_file_is_plain_json(run):
     path = save(run, model, optimizer, Position(step=4, elapsed=2.0))
     assert files.read_json(path / "state.json") == {
         "step": 4, "elapsed": 2.0, "evaluations": 0, "best_loss": None, "best_step": 0, "lr_scale": 1.0,
+        "tokens": 0,
     }  # fmt: skip

@@ -143,9 +143,12 @@ def test_a_fused_model_is_the_base_and_its_adapter(runs, base, bits, dequantize,
         convert(base, folder, mx.float32, Quantization(bits))
     out = tmp_path / "fused"
     options = ("--dequantize",) if dequantize else ()
-    done = cli("fuse", "--model", folder, "--adapter", runs[bits], "--out", out, *options)
+    done = cli("fuse", "--model", folder, "--adapter", runs[bits], "--out", out, *options, "--json")
     assert done.status == 0, done.err
     table = json.loads((out / "config.json").read_text())
+    told = json.loads(done.out.splitlines()[-1])
+    assert (told["model"], told["quantization"]) == (str(out), table.get("quantization"))
+    assert told["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert ("quantization" in table) == (bits is not None and not dequantize)
     close = 0.2 if bits and not dequantize else 2e-3  # rounded to 8 bits again, or by the product
     np.testing.assert_allclose(logits(out), logits(folder, runs[bits]), atol=close)

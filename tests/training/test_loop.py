@@ -16,6 +16,7 @@ import pytest
 from mlxgpt import backend, weights
 from mlxgpt.evaluation import Evaluation
 from mlxgpt.training import checkpoint, loop
+from mlxgpt.training.schedule import Shape
 
 GPT2 = """[model]
 type = "gpt2"
@@ -198,6 +199,24 @@ def test_a_resumed_run_is_exact_however_its_rows_are_made(whole, name, text, rec
     assert records(out)[0]["loss"] != records(whole[name])[0]["loss"], "the rows are others"
 
 
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_resumed_run_is_exact_while_its_steps_grow(step, whole, text, recipe, cli, at_step, tmp_path):
+    """Stopped within each stage and between them; Muon, zeros to begin with, isolated documents and QK-norm."""
+    unbroken, out = tmp_path / "unbroken", tmp_path / "run"
+    keys = ("model.type=qwen3", "model.zero_init=true", "optimizer.kind=muon", "data.isolate_documents=true",
+            "train.batch_warmup=0.6", "train.sequence_warmup=0.8", "train.accumulation=2")  # fmt: skip
+    options = [part for key in keys for part in ("--set", key)]
+    command = ("train", text, "--config", recipe("mistral"), *options, "--out")
+    assert cli(*command, unbroken).status == 0
+    stopped = at_step(step, "os.kill(os.getpid(), signal.SIGINT)", *command, out)
+    assert f"stopped at step {step} " in stopped.err, stopped.err
+    assert cli("train", "--out", out, "--resume").status == 0
+    assert_same(out, unbroken)
+    read = [r["tokens"] for r in records(out) if r["kind"] == "train"]
+    sizes = [2, 2, 2, 4, 4, 4, 8, 8, 8, 8]  # sequences of 24 tokens
+    assert read == [24 * sum(sizes[: i + 1]) for i in range(10)]
+
+
 def test_a_finished_run_can_be_resumed_and_stays_as_it_is(whole, cli, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole["gpt2"], out)
@@ -277,8 +296,8 @@ def test_a_machine_that_sleeps_and_a_clock_that_jumps_spoil_neither_the_minutes_
     steps, ahead, real, day = [], [0.0], time.perf_counter, [time.time()]
     one_step = loop.Run._one_step
 
-    def slow(self, step: int, rate: float) -> tuple[float, float]:
-        result = one_step(self, step, rate)
+    def slow(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
+        result = one_step(self, step, rate, now)
         steps.append(step)
         ahead[0] += 36_000.0 if step % 3 == 2 else 0.05
         return result
@@ -357,10 +376,10 @@ def test_divergence_keeps_the_last_good_checkpoint_and_model(whole, text, recipe
     out = tmp_path / "run"
     real = loop.Run._one_step
 
-    def one_step(self, step: int, rate: float) -> tuple[float, float]:
+    def one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
         if step == 6:
             self.model.wte.weight = self.model.wte.weight * mx.nan
-        return real(self, step, rate)
+        return real(self, step, rate, now)
 
     monkeypatch.setattr(loop.Run, "_one_step", one_step)
     done = cli("train", text, "--config", recipe("gpt2"), "--out", out)
@@ -380,11 +399,11 @@ def test_a_roll_back_goes_on_from_the_checkpoint_with_half_the_rate(what, text, 
     out, ruined = tmp_path / "run", []
     real = loop.Run._one_step
 
-    def one_step(self, step: int, rate: float) -> tuple[float, float]:
+    def one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
         if step == 6 and not ruined:
             ruined.append(rate)
             self.model.wte.weight = self.model.wte.weight * (mx.nan if what == "no number" else 1000.0)
-        return real(self, step, rate)
+        return real(self, step, rate, now)
 
     monkeypatch.setattr(loop.Run, "_one_step", one_step)
     monkeypatch.setattr(loop, "SPIKE_WINDOW", 4)
@@ -402,8 +421,8 @@ def test_a_roll_back_goes_on_from_the_checkpoint_with_half_the_rate(what, text, 
 def test_roll_backs_end(text, recipe, cli, tmp_path, monkeypatch):
     real = loop.Run._one_step
 
-    def one_step(self, step: int, rate: float) -> tuple[float, float]:
-        loss, norm = real(self, step, rate)
+    def one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
+        loss, norm = real(self, step, rate, now)
         return (float("nan") if step == 6 else loss), norm
 
     monkeypatch.setattr(loop.Run, "_one_step", one_step)
@@ -431,8 +450,8 @@ def test_a_validation_loss_that_is_no_number_overwrites_nothing(text, recipe, cl
     out = tmp_path / "run"
     real = loop.Run._one_step
 
-    def one_step(self, step: int, rate: float) -> tuple[float, float]:
-        result = real(self, step, rate)
+    def one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
+        result = real(self, step, rate, now)
         if step == 9:
             self.model.wte.weight = self.model.wte.weight * mx.nan
         return result

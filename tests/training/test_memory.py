@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlxgpt import adapters, backend, models
 from mlxgpt.config import InitConfig, OptimizerConfig, Recipe, TrainConfig
 from mlxgpt.errors import Error
-from mlxgpt.models import gpt2, layers, mistral
+from mlxgpt.models import gpt2, layers, mistral, qwen3
 from mlxgpt.training import memory, optimizers
 from mlxgpt.training.step import frozen_head_loss, make_step, mean_loss
 
@@ -193,6 +193,7 @@ def test_memory_is_constant_over_a_thousand_steps():
 CASES = {
     "gpt2": (WIDE_GPT2, {}, {}),
     "mistral": (WIDE_MISTRAL, {}, {}),
+    "qwen3": (qwen3.Config(**vars(WIDE_MISTRAL)), {}, {}),
     "small batch": (WIDE_MISTRAL, {"batch_size": 1, "sequence_length": 32}, {}),
     "accumulation": (WIDE_MISTRAL, {"batch_size": 2, "accumulation": 2}, {}),
     "recomputed": (DEEP, {"grad_checkpoint": True}, {}),

@@ -62,6 +62,12 @@ def test_several_runs_are_drawn_in_one_page(several, cli, tmp_path):
     target = tmp_path / "report.html"
     done = cli("compare", several / "good", several / "deeper" / "worse", several / "young", "--out", target)
     assert done.out == f"report {target}\n"
+    as_json = cli("compare", several / "good", several / "deeper" / "worse", "--out", target, "--json")
+    told = json.loads(as_json.out.splitlines()[-1])
+    assert told["report"] == str(target)
+    assert [run["path"] for run in told["runs"]] == [str(several / "good"), str(several / "deeper" / "worse")]
+    assert told["runs"][0]["best_loss"] < told["runs"][1]["best_loss"]
+    cli("compare", several / "good", several / "deeper" / "worse", several / "young", "--out", target)
     text = target.read_text(encoding="utf-8")
     page = Page(text)
     assert page.texts["title"] == ["3 runs compared · mlxgpt"]

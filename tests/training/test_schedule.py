@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from mlxgpt.config import OptimizerConfig
-from mlxgpt.training.schedule import Clock, learning_rate
+from mlxgpt.config import OptimizerConfig, TrainConfig
+from mlxgpt.training.schedule import Clock, Shape, learning_rate, shape
 
 
 def rates(steps: int, **options) -> list[float]:
@@ -56,6 +56,31 @@ def test_the_rate_ends_at_min_lr_by_steps_and_by_time(schedule):
 
 def test_a_warm_up_longer_than_the_run_stays_a_warm_up():
     assert rates(3, warmup_steps=99)[:3] == pytest.approx([0.01, 0.02, 0.03])
+
+
+WARM = TrainConfig(batch_size=4, accumulation=3, sequence_length=64, batch_warmup=0.4, sequence_warmup=0.8)
+
+
+@pytest.mark.parametrize(
+    ("train", "progress", "expected"),
+    [
+        (TrainConfig(batch_size=4, sequence_length=64), 0.0, Shape(1, 4, 64)),
+        (WARM, 0.0, Shape(1, 12, 16)),  # 3 of 12 sequences, each in four
+        (WARM, 0.2, Shape(1, 16, 16)),  # 6 of 12, in passes of at most 4
+        (WARM, 0.39, Shape(1, 16, 16)),
+        (WARM, 0.4, Shape(3, 8, 32)),
+        (WARM, 0.79, Shape(3, 8, 32)),
+        (WARM, 0.8, Shape(3, 4, 64)),
+        (WARM, 1.0, Shape(3, 4, 64)),
+        (TrainConfig(batch_size=1, sequence_length=6, batch_warmup=1.0), 0.3, Shape(1, 1, 6)),
+        (TrainConfig(batch_size=2, accumulation=8, batch_warmup=1.0), 0.4, Shape(2, 2, 256)),
+        (TrainConfig(batch_size=2, accumulation=8, batch_warmup=1.0), 0.9, Shape(4, 2, 256)),
+    ],
+)
+def test_the_shape_of_a_step(train, progress, expected):
+    found = shape(train, progress)
+    assert found == expected
+    assert found.tokens == expected.passes * expected.sequences * expected.length
 
 
 def test_progress_by_steps():
