@@ -1,33 +1,17 @@
-// x + change and its norm, RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450), and their gradients, in float32:
-// a task is some rows, each read once.
+// x + change and its norm, RMSNorm or LayerNorm (cpu/norm.h), and their gradients, in float32: a task is some rows, each
+// read once.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
-#include <cmath>
 #include <optional>
 
-#include "cpu/operation.h"
+#include "cpu/norm.h"
 
 namespace nb = nanobind;
 using namespace mlxgpt;
 
 constexpr int ROWS = 32;  // a task's; fixed, so that the weight's gradient is added up in one order by any threads
-
-// A row's mean (0 for RMSNorm) and one over its deviation from that.
-static void moments(const float* x, int n, bool centered, float eps, float* mean, float* scale) {
-  Floats total = {}, squares = {};
-  *mean = 0;
-  if (centered) {
-    vectors(n, [&](int64_t i, int count) { total += read(x + i, count); });
-    *mean = sum(total) / n;
-  }
-  vectors(n, [&](int64_t i, int count) {
-    Floats d = count == LANES ? load<Floats>(x + i) - *mean : load_first(x + i, count, *mean) - *mean;
-    squares += d * d;
-  });
-  *scale = 1 / std::sqrt(sum(squares) / n + eps);
-}
 
 // in: x, weight, change?, bias?; out: the norm, x + change?
 static void forward(const Numbers& numbers, const Arrays& in, Arrays& out) {
@@ -47,12 +31,7 @@ static void forward(const Numbers& numbers, const Arrays& in, Arrays& out) {
         });
         from = added + at;
       }
-      float mean, scale;
-      moments(from, C, centered, float(numbers[0]), &mean, &scale);
-      vectors(C, [&](int64_t i, int count) {
-        Floats y = (read(from + i, count) - mean) * scale * read(weight + i, count);
-        write(normed + at + i, biased ? y + read(bias + i, count) : y, count);
-      });
+      normalize(from, C, centered, float(numbers[0]), weight, bias, normed + at);
     }
   });
 }

@@ -141,7 +141,8 @@ struct Product {
   }
 
   static Ints multiplied(Ints sums, Ints w, Ints x) {
-    return BYTES ? multiply_add_bytes(sums, w, x) : multiply_add(sums, w, x);
+    if constexpr (BYTES) return multiply_add_bytes(sums, w, x);
+    else return multiply_add(sums, w, x);
   }
 
   static Ints part_of(Words word, int part) { return (Ints)(word >> (part * BITS)) & MASK; }

@@ -6,12 +6,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 
-#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <utility>
 
+#include "cpu/attend.h"
 #include "cpu/halves.h"
+#include "cpu/norm.h"
 #include "cpu/quantized.h"
 #include "cpu/rotary.h"
 
@@ -127,45 +128,13 @@ static void multiply(const float* x, int M, int K, const Parts& parts, const Fin
 
 static void multiply(const float* x, int M, int K, const Parts& parts) { multiply(x, M, K, parts, [](int, int, int) {}); }
 
-// RMSNorm (arXiv 1910.07467) of rows of n numbers.
+// RMSNorm of rows of n numbers.
 static void normalize(const float* x, int rows, int n, const float* weight, float eps, float* to) {
-  for (int64_t at = 0; at < int64_t(rows) * n; at += n) {
-    Floats squares = {};
-    vectors(n, [&](int64_t i, int count) { squares += read(x + at + i, count) * read(x + at + i, count); });
-    float scale = 1 / std::sqrt(sum(squares) / n + eps);
-    vectors(n, [&](int64_t i, int count) {
-      write(to + at + i, read(x + at + i, count) * scale * read(weight + i, count), count);
-    });
-  }
+  for (int64_t at = 0; at < int64_t(rows) * n; at += n) normalize(x + at, n, false, eps, weight, nullptr, to + at);
 }
 
 static void add(float* x, const float* change, int64_t n) {
   vectors(n, [&](int64_t i, int count) { write(x + i, read(x + i, count) + read(change + i, count), count); });
-}
-
-// A query's attention over positions low to high of a ring of S keys and values; `scores` has room for them.
-static void attend(const float* q, const float* keys, const float* values, int S, int D, int low, int high, float scale,
-                   float* scores, float* y) {
-  int count = high - low + 1;
-  for (int i = 0; i < count; i++) {
-    const float* key = keys + int64_t((low + i) % S) * D;
-    Floats product = {};
-    vectors(D, [&](int64_t d, int n) { product += read(q + d, n) * read(key + d, n); });
-    scores[i] = sum(product) * scale;
-  }
-  float top = largest(scores, count);
-  map(scores, count, [&](Floats s) { return exp(s - top); });
-  float total = sum(scores, count);
-  constexpr int WIDE = 4 * LANES;
-  for (int d = 0; d < D; d += WIDE) {
-    Floats sums[4] = {};
-    int here = std::min(WIDE, D - d);
-    for (int i = 0; i < count; i++) {
-      const float* value = values + int64_t((low + i) % S) * D + d;
-      vectors(here, [&](int64_t at, int n) { sums[at / LANES] += scores[i] * read(value + at, n); });
-    }
-    vectors(here, [&](int64_t at, int n) { write(y + d + at, sums[at / LANES] / total, n); });
-  }
 }
 
 enum { KEYS, VALUES, POSITION, X, FIRST_NORM, SECOND_NORM, QUERY_NORM, KEY_NORM };
@@ -215,7 +184,9 @@ static void compute(const Numbers& numbers, const Arrays& in, Arrays& out) {
     const float *its_keys = keys + int64_t(h / (H / kv)) * S * D, *its_values = values + int64_t(h / (H / kv)) * S * D;
     for (int t = 0; t < T; t++) {
       size_t at = (size_t(t) * H + h) * D;
-      attend(&q[at], its_keys, its_values, S, D, seen_from(t), position + t, scale, &scores[size_t(h) * most], &mixed[at]);
+      int low = seen_from(t), count = position + t - low + 1;
+      auto slot = [&](int i) { return (low + i) % S; };
+      attend(&q[at], its_keys, its_values, D, count, slot, scale, &scores[size_t(h) * most], &mixed[at]);
     }
   };
   bool small = int64_t(H) * T * most * D < 1 << 15;  // less than waking another thread costs
@@ -245,22 +216,6 @@ class Layer : public Operation {
   }
 };
 
-// Its inputs but the last, as they are once that is there.
-class After : public mx::Primitive {
- public:
-  explicit After(mx::Stream stream) : Primitive(stream) {}
-
-  void eval_cpu(const Arrays& inputs, Arrays& outputs) override {
-    for (size_t i = 0; i < outputs.size(); i++) outputs[i].copy_shared_buffer(inputs[i]);
-  }
-
-  void eval_gpu(const Arrays&, Arrays&) override { throw std::runtime_error("for CPUs only"); }
-
-  bool is_equivalent(const mx::Primitive&) const override { return true; }
-
-  const char* name() const override { return "mlxgpt::After"; }
-};
-
 NB_MODULE(cpu, module) {
   module.def("check", [](const mx::array&) {});  // raises TypeError where mlx's arrays are another nanobind's
   // Inputs and numbers as `compute` has them; x after the layer, and the same keys and values for who comes later.
@@ -269,8 +224,7 @@ NB_MODULE(cpu, module) {
     Arrays in(inputs.begin(), inputs.end());
     for (size_t i = POSITION; i < in.size(); i++) in[i] = in_rows(in[i], stream);
     mx::array x(in[X].shape(), mx::float32, std::make_shared<Layer>(stream, numbers), in);
-    auto kept = mx::array::make_arrays({in[KEYS].shape(), in[VALUES].shape()}, {mx::float32, mx::float32},
-                                       std::make_shared<After>(stream), {in[KEYS], in[VALUES], x});
+    auto kept = mx::depends({in[KEYS], in[VALUES]}, {x});
     return std::vector<mx::array>{x, kept[0], kept[1]};
   });
 }

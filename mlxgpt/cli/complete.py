@@ -86,11 +86,9 @@ def complete(
     names = settled.names()
     base = model if adapter else names.model
     suggester = open_suggester(base, names.root, names.using, adapter=adapter, context=names.context)
-    threshold = settled.threshold
-    if settled.false_show is not None:
-        threshold = suggester.gate.threshold(settled.false_show)
+    least = suggester.gate.least(settled.threshold, settled.false_show)
     document = None if file is None else str(file.absolute())
-    answer = suggester.suggest(prefix, suffix, document=document, multiline=multiline, threshold=threshold or 0.0)
+    answer = suggester.suggest(prefix, suffix, document=document, multiline=multiline, threshold=least)
     if as_json:
         print_json({
             "completion": answer.completion, "tokens": answer.tokens, "mean_logprob": answer.mean_logprob,

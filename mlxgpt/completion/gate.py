@@ -60,6 +60,10 @@ class Gate:
             return 1 - false_show
         return min((p.threshold for p in self.curve if p.false_show <= false_show), default=1.01)
 
+    def least(self, threshold: float | None, false_show: float | None) -> float:
+        """The confidence from which on suggestions are shown: that of `false_show`, else `threshold`, else any."""
+        return (threshold or 0.0) if false_show is None else self.threshold(false_show)
+
     def as_json(self) -> dict[str, Any]:
         """A table that `from_json` reads."""
         return {

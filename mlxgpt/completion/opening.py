@@ -8,6 +8,7 @@ from mlxgpt.completion.context import Library
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.settings import Settings
 from mlxgpt.completion.suggest import Suggester, Using, chosen
+from mlxgpt.models import Model
 from mlxgpt.quantization import CHOICES
 from mlxgpt.tokenizer import Tokenizer
 
@@ -37,9 +38,15 @@ def open_suggester(
     fewer, dtype = CHOICES[quantize] if quantize else None, backend.compute_dtype()
     network, tokenizer = weights.load_with_tokenizer(folder, dtype, fewer, compact=True, adapter=adapter)
     index = _index(root, tokenizer) if using != "model" or context else None
+    return of_model(network, tokenizer, index, using, Settings.load(adapter or folder), context)
+
+
+def of_model(
+    network: Model, tokenizer: Tokenizer | None, index: Index | None, using: Using, settings: Settings, context: bool
+) -> Suggester:
+    """The suggester of a model and an index of what is known: for the n-grams, and with `context` for the model too."""
     library = Library.of_index(index) if index is not None and context else None
-    known = index if using != "model" else None
-    return Suggester(network, tokenizer, known, using, Settings.load(adapter or folder), library=library)
+    return Suggester(network, tokenizer, index if using != "model" else None, using, settings, library=library)
 
 
 def _index(root: Path | None, tokenizer: Tokenizer | None) -> Index | None:

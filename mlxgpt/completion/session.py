@@ -10,9 +10,9 @@ import numpy as np
 
 from mlxgpt import adapters, backend, files, weights
 from mlxgpt.completion import evaluation, project
-from mlxgpt.completion.context import Library
 from mlxgpt.completion.cursors import At, Cursor, pick_cursors
 from mlxgpt.completion.index import Index
+from mlxgpt.completion.opening import of_model
 from mlxgpt.completion.settings import Settings
 from mlxgpt.completion.suggest import Suggester, Using, chosen
 from mlxgpt.config import DataConfig
@@ -121,9 +121,7 @@ def evaluate(folder: Path | None, paths: Sequence[Path], options: Options) -> Re
         its = None if using == "ngrams" else tokenizer
         wanted = (using != "model" or options.context) and options.cursors > 0
         index = index_of(folder, its, options.root, held_out) if wanted else None
-        library = Library.of_index(index) if index is not None and options.context else None
-        known = index if using != "model" else None
-        suggester = Suggester(model, its, known, using, Settings.load(folder), library=library)
+        suggester = of_model(model, its, index, using, Settings.load(folder), options.context)
     places = pick_cursors(held_out.documents, options.cursors, options.seed, options.at)
     if places:
         suggester.suggest(places[0].prefix)  # compiles the step: no latency of a suggestion

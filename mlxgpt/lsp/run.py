@@ -45,9 +45,7 @@ def serve(
             settled = settle(given, folder.result())
             watched = _watched(settled, quantize)
         suggester = watched.open()
-        threshold = settled.threshold or 0.0
-        if settled.false_show is not None:
-            threshold = suggester.gate.threshold(settled.false_show)
+        threshold = suggester.gate.least(settled.threshold, settled.false_show)
         return suggester
 
     service = Service(open)

@@ -78,8 +78,7 @@ class State:
 
         def opened() -> Suggester:
             suggester, served = open()
-            rate = self.settings.false_show
-            self.threshold = self.settings.threshold if rate is None else suggester.gate.threshold(rate)
+            self.threshold = suggester.gate.least(self.settings.threshold, self.settings.false_show)
             self.served = served
             return suggester
 

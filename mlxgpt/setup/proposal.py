@@ -117,7 +117,8 @@ def _fits(size: Size) -> bool:
 
 
 def _measured(size: Size, tokens: int, minutes: float) -> Proposal:
-    recipe, train = size.load(), size.load().train
+    recipe = size.load()
+    train = recipe.train
     model, seconds = bench.pace(recipe, STEPS)
     count = sum(p.size for p in named_parameters(model).values())
     speed = train.batch_size * train.sequence_length * train.accumulation / seconds
