@@ -56,12 +56,31 @@ def decoding() -> dict[str, float]:
     return found
 
 
+def starting() -> dict[str, float]:
+    """`mlxgpt generate` of one token as a whole process, by a model of a few steps: mlx-lm's time over ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(Path(folder) / "model")
+        train = [
+            "train",
+            str(Path(json.__file__).parent),
+            "--steps",
+            "5",
+            "--set",
+            "train.evaluations=1",
+            "--out",
+            model,
+        ]
+        subprocess.run([sys.executable, "-m", "mlxgpt.cli", *train], check=True, stdout=sys.stderr)
+        medians = run("start.py", model, "--rounds", "3")["seconds"]
+    return {"whole process, one token, mlx-lm": medians["mlx-lm"] / medians["mlxgpt"]}
+
+
 def main() -> None:
     """Measure, print each ratio beside the baseline's, and keep them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="make this run the baseline")
     options = parser.parse_args()
-    ratios = decoding()
+    ratios = decoding() | starting()
     if find_spec("torch"):
         ratios |= training()
     else:

@@ -307,7 +307,11 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 def total_memory() -> int:
-    """The machine's memory in bytes."""
+    """Bytes of the memory that models are in: with CUDA the GPU's, else the machine's, which Apple's GPUs share."""
+    if device() == "cuda":
+        import mlx.core as mx
+
+        return int(mx.device_info()["total_memory"])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -144,7 +144,9 @@ class TrainConfig:
     on_divergence: Literal["stop", "rollback"] = key(
         "stop", "at a loss that is no number, or a spike; rollback: to the last checkpoint, with half the learning rate"
     )
-    spike: float = key(0.0, "nats above the mean of the last 50 losses that count as divergence; 0: none do", 0)
+    spike: float = key(
+        0.0, "nats above the mean of the last 50 losses, or of those there are, that count as divergence; 0: none do", 0
+    )
     tensorboard: bool = key(False, "write TensorBoard's event files too (`pip install 'mlxgpt[tensorboard]'`)")
     seed: int = key(1337, "seed of the weights, the batches and the samples, below 4294967296", 0)
 

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 from mlxgpt.errors import Error
 
+LOCK = ".mlxgpt-lock"  # in a run's folder, while a process has the run
+
 
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)

@@ -807,6 +807,17 @@ def test_types_to_compute_in():
     assert backend.total_memory() > 1 << 28
 
 
+def test_the_memory_that_counts_with_cuda_is_the_gpus(monkeypatch):
+    import mlx.core as mx
+
+    from mlxgpt.training import memory
+
+    monkeypatch.setattr(backend, "device", lambda: "cuda")
+    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "x", "total_memory": 24 << 30})
+    assert backend.total_memory() == 24 << 30
+    assert memory.available(2) == 24 << 30, "each process has a GPU of its own"
+
+
 def test_doctor_says_what_there_is(own_cache):
     found = backend.examine()
     blas = backend.prepare()

@@ -33,21 +33,22 @@ ROOMS: dict[str, str] = {
     "data": "config errors files tokenizer",
     "generation": "config errors files kernels models tensors tokenizer",
     "interrupts": "",
+    "ending": "",
     "prompt_bar": "",
     "answer": "adapters backend config errors files generation interrupts models prompt_bar quantization tokenizer "
     "weights",
     "chat": "adapters answer errors files generation interrupts models prompt_bar tokenizer",
     "evaluation": "data kernels models",
-    "completion": "adapters backend config data errors evaluation files generation hub layouts models quantization "
-    "tokenizer weights",
+    "completion": "adapters backend config data ending errors evaluation files generation hub layouts models "
+    "quantization tokenizer weights",
     "training": "adapters backend completion config data errors evaluation files generation kernels layouts measure "
     "models quantization tensors tokenizer weights",
     "server": "answer chat completion errors generation hub layouts tokenizer",
     "lsp": "completion errors",
     "bench": "answer backend completion config data errors generation measure models training",
     "setup": "backend bench completion config errors files models training",
-    "cli": "adapters answer backend bench chat completion config convert data errors generation hub kernels_report "
-    "layouts lsp native quantization server setup training",
+    "cli": "adapters answer backend bench chat completion config convert data ending errors generation hub "
+    "kernels_report layouts lsp native quantization server setup training",
     # mlxgpt/__init__.py: the BLAS goes under mlx before anything imports it, and kernels are given their compiler
     "": "backend kernels native",
 }

@@ -366,6 +366,8 @@ def test_the_saved_json_means_the_same_to_the_tokenizers_library(name, root):
         assert encoded.ids == tokenizer.encode(text)
         assert theirs.decode(encoded.ids) == text
     assert theirs.get_vocab_size() == tokenizer.vocab_size
+    config = json.loads((saved(name, root) / "tokenizer_config.json").read_text())
+    assert config["add_prefix_space"] is False, "or llama.cpp's converter has it put one before a text"
     for i in (tokenizer.bos_id, tokenizer.eos_id):
         if i is not None:
             assert theirs.decode([i]) == "", "a control token is no text"

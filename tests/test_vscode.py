@@ -35,6 +35,12 @@ def test_the_manifest_and_the_code_agree():
         assert name.removeprefix("mlxgpt.") in SETTINGS
 
 
+def test_its_page_links_to_nothing_beside_it():
+    """`vsce package` refuses a relative link, unless the clone has a remote at GitHub or GitLab."""
+    page = (EXTENSION / "README.md").read_text()
+    assert not re.search(r"\]\((?!https?://|#)", page)
+
+
 def test_its_default_arguments_are_options_of_lsp(cli):
     described = cli("lsp", "--help").out
     given = MANIFEST["contributes"]["configuration"]["properties"]["mlxgpt.arguments"]["default"]

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from mlxgpt import ending
 from mlxgpt.errors import Error, UsageError
 
 SEED = click.IntRange(min=0, max=(1 << 32) - 1)
@@ -32,8 +33,16 @@ QUANTIZE = ["4", "8", "mxfp4"]
 class Group(click.Group):
     """Ends every command in one line: status 2 for usage, 1 for anything else that is known to go wrong."""
 
-    def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line and exit."""
+    def __call__(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run the command line as the program that this process is, and end it."""
+        try:
+            self.main(*args, **extra)
+        except SystemExit as end:
+            status = end.code
+        ending.leave(status if isinstance(status, int) else int(status is not None))
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run the command line and raise SystemExit."""
         if isinstance(sys.stdout, io.TextIOWrapper):  # a character or path it cannot encode is no reason to fail
             sys.stdout.reconfigure(errors="backslashreplace")
         try:

@@ -124,13 +124,19 @@ def evaluate(
     """Measure a model on held-out files (default: its run's validation split): loss, bits a byte, completions.
 
     The n-grams know the files that the run was trained on, or those of --root, and of the file itself all but the line.
+    Without --model and --root, model, n-grams and context are those of `.mlxgpt.toml`.
     """
     from mlxgpt import backend
 
     backend.start()
     from mlxgpt import hub, layouts
     from mlxgpt.completion import session
+    from mlxgpt.completion.defaults import settle
 
+    if model is adapter is root is None:
+        its = settle(given_defaults(None, None, using, None, None, context)).names()
+        model, using, context = its.model, its.using, its.context
+        root = its.root if model is None else None  # a model's n-grams are what it was trained on
     folder = adapter or (hub.resolve(model, check=layouts.describe) if model else None)
     base = model if adapter else None
     options = session.Options(cursors, seed, examples, using, at, root, base, bool(context))

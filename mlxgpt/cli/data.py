@@ -41,8 +41,9 @@ def inspect(
     paths: tuple[Path, ...], config: str, settings: tuple[str, ...], mix: tuple[str, ...], batches: int, first: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Show batches of PATHS as text, as `train` will make them: where a document begins, what of it is prefix, suffix
-    and middle, how many tokens are targets. With --json also the ids, and the masks token by token."""
+    """Show batches of PATHS as text, as `train` will make them once its steps have their full size: where a document
+    begins, what of it is prefix, suffix and middle, how many tokens are targets. With --json also the ids, and the
+    masks token by token."""
     recipe = _recipe(config, settings)
     from mlxgpt import backend
     from mlxgpt.data import inspection, shards

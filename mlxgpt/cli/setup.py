@@ -20,7 +20,8 @@ from mlxgpt.cli.base import PATH, print_json
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def setup(folder: Path, minutes: float | None, yes: bool, again: bool, as_json: bool) -> None:
     """Set up completion for the project in DIR (default: here): index it, train a model of a size that fits the text,
-    the time and this machine, compare it with the n-grams alone, and write .mlxgpt.toml for complete, serve and lsp."""
+    the time and this machine, compare it with the n-grams alone, and write .mlxgpt.toml for complete, serve, lsp and
+    eval."""
     from mlxgpt.setup import session
 
     def say(text: str) -> None:
@@ -32,7 +33,7 @@ def setup(folder: Path, minutes: float | None, yes: bool, again: bool, as_json: 
 
     talk = session.Talk(say)
     if sys.stdin.isatty():
-        talk = session.Talk(say, ask_minutes, lambda question: click.confirm(question, default=not again, err=True))
+        talk = session.Talk(say, ask_minutes, lambda question, default: click.confirm(question, default, err=True))
     found = session.setup(folder, talk, minutes, yes, again)
     if as_json:
         print_json(found)

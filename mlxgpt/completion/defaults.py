@@ -1,4 +1,5 @@
-"""What a project says in `.mlxgpt.toml` of how to complete in it: `complete`, `serve` and `lsp` need no options then.
+"""What a project says in `.mlxgpt.toml` of how to complete in it: `complete`, `serve`, `lsp` and `eval` need no options
+then.
 
     [complete]
     model = ".mlxgpt/model"
@@ -83,7 +84,8 @@ def read(path: Path) -> Defaults:
 def write(path: Path, found: Defaults) -> None:
     """Write the file at `path`, whole or not at all. Raises Error."""
     lines = [
-        "# What `mlxgpt complete`, `serve` and `lsp` go by in this folder; options of a command win.", f"[{SECTION}]",
+        "# What `mlxgpt complete`, `serve`, `lsp` and `eval` go by in this folder; options of a command win.",
+        f"[{SECTION}]",
         *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in dataclasses.asdict(found).items() if v is not None),
     ]  # fmt: skip
     files.write(path, lambda partial: partial.write_text("\n".join(lines) + "\n", encoding="utf-8"))

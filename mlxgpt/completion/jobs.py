@@ -14,6 +14,7 @@ from mlxgpt.tokenizer import Tokenizer
 GONE = "the client went away"
 SUPERSEDED = "a newer request for the same document came"
 CLOSING = "the service ends"
+WORTH = 3  # characters: to show fewer, unasked, distracts more than it helps
 LATE = "the time limit of {:g} s passed"
 
 Answer = TypeVar("Answer")
@@ -30,7 +31,8 @@ class Ask:
     A `document` is a name for the buffer, a file's absolute path if it is one: a newer request with the same name ends
     this one, and in its project's index its text gives way to the buffer. Without a name nothing is ended, and the
     computed state of the buffer that is most alike is used. Nothing is shown after `seconds`; after `block_seconds` a
-    block ends with the line it has come to. `several` suggestions are looked for, each with another text.
+    block ends with the line it has come to. `several` suggestions are looked for, each with another text. None is shown
+    that is whole with fewer than `least` characters.
     """
 
     prefix: bytes
@@ -43,6 +45,7 @@ class Ask:
     seconds: float = 10.0
     block_seconds: float | None = None
     several: int = 1
+    least: int = WORTH
 
 
 @dataclass(frozen=True)

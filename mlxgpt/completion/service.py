@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from mlxgpt import ending
 from mlxgpt.completion.jobs import CLOSING, SUPERSEDED, Ask, Busy, Job, Write, Writing
 from mlxgpt.completion.suggest import Suggester, Suggestion
 from mlxgpt.completion.unnamed import Unnamed
@@ -76,6 +77,7 @@ class Service:
 
     def start(self) -> Future[None]:
         """Begin to work; the future is done when the suggester is there, and raises what `open` raised."""
+        ending.at_once()
         self._thread.start()
         return self._opened
 
@@ -228,7 +230,7 @@ class Service:
             until = None if ask.block_seconds is None else job.elapsed_ms() + 1000 * ask.block_seconds
             answer = suggester.suggest(
                 ask.prefix, ask.suffix, ask.max_tokens, document=name, multiline=ask.multiline,
-                threshold=ask.threshold, cancelled=job.over, extra=ask.extra, several=ask.several,
+                threshold=ask.threshold, cancelled=job.over, extra=ask.extra, several=ask.several, least=ask.least,
                 enough=lambda: until is not None and job.elapsed_ms() > until,
             )  # fmt: skip
             if job.over() and answer.reason == "cancelled":

@@ -32,6 +32,7 @@ Using = Literal["model", "ngrams", "both"]
 MAX_TOKENS = 64  # of a line
 BLOCK_TOKENS = 256  # of several lines
 WORDS = 16 << 20  # bytes that the words of texts which are there no more may take, beside as many as the others take
+READ = 1 << 14  # bytes that are read between two looks at whether the request was cancelled
 MOST_BUFFER = 1 << 18  # bytes of the open file that are indexed before the cursor's line, and as many after it
 EXPANSIONS = 40  # paths followed before the best of them is finished greedily
 # Against the likeliest line of all (0) a point less of exact match, and two points more of the characters completed.
@@ -125,16 +126,17 @@ class Suggester:
     def suggest(
         self, prefix: bytes, suffix: bytes = b"", max_tokens: int = MAX_TOKENS, *, document: str | None = None,
         multiline: bool = False, threshold: float = 0.0, cancelled: Callable[[], bool] = lambda: False,
-        enough: Callable[[], bool] = lambda: False, extra: Sequence[bytes] = (), several: int = 1,
+        enough: Callable[[], bool] = lambda: False, extra: Sequence[bytes] = (), several: int = 1, least: int = 1,
     ) -> Suggestion:  # fmt: skip
         """The rest of the line, or with `multiline` of the block, at a cursor between `prefix` and `suffix`.
 
-        `document` names the buffer: its state is kept apart, what was suggested for it is not computed again while it
+        `document` names the buffer: its state is kept apart, what is shown for it is not computed again while it
         is typed, and its text in the project's index gives way to the buffer. `cancelled` is asked before every pass
         of the model, `enough` after each line of a block, which it can end there. The n-grams also know the texts of
         `extra`, edited lately elsewhere, the newest first, and the model is shown them where the file leaves room.
-        Below `threshold` in confidence nothing is shown. Beside the likeliest suggestion `several` - 1 others are
-        looked for, each with another text; there may be fewer. Raises Error.
+        Nothing is shown below `threshold` in confidence, nor a suggestion that is whole with fewer than `least`
+        characters. Beside the likeliest suggestion `several` - 1 others are looked for, each with another text; there
+        may be fewer. Raises Error.
         """
         start = time.perf_counter()
 
@@ -146,8 +148,10 @@ class Suggester:
                 raise Cancelled
 
         asked = multiline, max_tokens, tuple(extra), several
-        if document is not None and (typed := self._typed_along(document, prefix, suffix, asked)) is not None:
-            return self._gated(typed, threshold, start)
+        typed = None if document is None else self._typed_along(document, prefix, suffix, asked)
+        # One that is hidden is weighed anew: what was typed of it since speaks for it.
+        if document is not None and typed is not None and typed.confidence >= threshold:
+            return self._gated(typed, threshold, start, least, self._last[document].suggestion.completion)
         try:
             source = self.source(prefix, suffix, document, check, extra)
             found = self._lines(source, prefix, max_tokens, lambda: multiline and not enough(), several)
@@ -165,7 +169,7 @@ class Suggester:
         answer = replace(answer, others=tuple(more))
         if document is not None:
             _remember(self._last, document, Last(prefix, suffix, asked, answer), DOCUMENTS)
-        return self._gated(answer, threshold, start)
+        return self._gated(answer, threshold, start, least if answer.tokens < max_tokens else 1)
 
     def update(self, name: str, data: bytes | None) -> None:
         """A document of the project is new, has changed, or (None) is gone: what was suggested may be so no more."""
@@ -190,13 +194,15 @@ class Suggester:
             return ""
         return "psm" if self.settings.fim is None else self.settings.fim
 
-    def _gated(self, answer: Suggestion, threshold: float, start: float) -> Suggestion:
-        """The answer, or nothing where its confidence is too low; timed."""
+    def _gated(self, answer: Suggestion, threshold: float, start: float, least: int, whole: str = "") -> Suggestion:
+        """The answer, or nothing where its confidence is too low, or it is short and so was the `whole`; timed."""
         shown, reason, hidden = answer.completion, answer.reason, answer.completion
-        if shown and answer.confidence < threshold:
+        if shown and len((whole or shown).strip()) < least:
+            shown, reason = "", f"a suggestion of fewer than {least} characters is quicker typed than read"
+        elif shown and answer.confidence < threshold:
             shown, reason = "", f"confidence {answer.confidence:.2f} is below the threshold {threshold:.2f}"
         latency = 1000 * (time.perf_counter() - start)
-        more = (self._gated(other, threshold, start) for other in answer.others)
+        more = (self._gated(other, threshold, start, 1) for other in answer.others)
         others = tuple(other for other in more if other.completion) if shown else ()
         return replace(answer, completion=shown, latency_ms=latency, reason=reason, hidden=hidden, others=others)
 
@@ -217,7 +223,7 @@ class Suggester:
         extra: Sequence[bytes] = (),
     ) -> Source:  # fmt: skip
         """What is known about the place between `prefix` and `suffix`. Raises Error."""
-        ngrams = None if self.using == "model" else self._ngrams(prefix, suffix, document, extra)
+        ngrams = None if self.using == "model" else self._ngrams(prefix, suffix, document, extra, check)
         if isinstance(self.tokenizer, Lexer):
             ids, remainder = self.tokenizer.split(prefix)
             context, before = 1 << 30, None
@@ -230,7 +236,9 @@ class Suggester:
         mixture = self.settings.mixture
         return Source(self.tokenizer, ids, remainder, state, ngrams, mixture, self._speakable, context, check, before)
 
-    def _ngrams(self, prefix: bytes, suffix: bytes, document: str | None, extra: Sequence[bytes]) -> Interpolation:
+    def _ngrams(
+        self, prefix: bytes, suffix: bytes, document: str | None, extra: Sequence[bytes], check: Callable[[], None]
+    ) -> Interpolation:
         """The n-grams of the buffer but for the cursor's line, of `extra`, and of the project but for this document."""
         self._forget_words()
         before = prefix[: prefix.rfind(b"\n") + 1][-MOST_BUFFER:]
@@ -238,13 +246,14 @@ class Suggester:
         if self._buffer is None or self._buffer[:2] != (before, after):
             closing = -1 if self.tokenizer.eos_id is not None else None
             opening = 0 if self.tokenizer.bos_id is None else 1
-            ids = [BOUNDARY, *self._read(before)[:closing], BOUNDARY, *self._read(after)[opening:]]
+            ids = [BOUNDARY, *self._read(before, check)[:closing], BOUNDARY, *self._read(after, check)[opening:]]
+            check()
             self._buffer = before, after, Segment(np.array(ids, np.int32))
         segments = [(self._buffer[2], BUFFER_WEIGHT)]
         for text in dict.fromkeys(extra):
             found = self._snippets.get(text)
             if found is None:
-                found = Segment(np.array([BOUNDARY, *self._read(text)], np.int32))
+                found = Segment(np.array([BOUNDARY, *self._read(text, check)], np.int32))
             _remember(self._snippets, text, found, SNIPPETS)
             segments.append((found, 1.0))
         if self.index is not None:
@@ -261,9 +270,16 @@ class Suggester:
             self.tokenizer.keep(segment.tokens for segment in segments)
             self._words = self.tokenizer.nbytes
 
-    def _read(self, text: bytes) -> list[int]:
-        """A document's ids, for the n-grams."""
-        return self.tokenizer.learn(text) if isinstance(self.tokenizer, Lexer) else self.tokenizer.document(text)
+    def _read(self, text: bytes, check: Callable[[], None]) -> list[int]:
+        """A document's ids, for the n-grams; `check` is called between pieces of a long one, and may raise."""
+        ids: list[int] = []
+        for piece in _pieces(text):
+            check()
+            if isinstance(self.tokenizer, Lexer):
+                ids += self.tokenizer.learn(piece)[1 if ids else 0 : -1]
+            else:
+                ids += self.tokenizer.encode(piece) if ids else self.tokenizer.begin(piece)
+        return ids if self.tokenizer.eos_id is None else [*ids, self.tokenizer.eos_id]
 
     def _lines(
         self, source: Source, prefix: bytes, max_tokens: int, further: Callable[[], bool], several: int
@@ -342,6 +358,15 @@ class _Decoded:
     path: Path
     margin: float
     work: Work
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """A text in pieces of about `READ` bytes, each but the last to the end of a line."""
+    start = 0
+    while len(text) - start > READ and (end := text.find(b"\n", start + READ) + 1):
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _rest(old: Suggestion, typed: bytes) -> Suggestion:

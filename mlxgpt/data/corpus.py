@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from rensa import RMinHash, RMinHashLSH
 
+from mlxgpt import files
 from mlxgpt.config import DataConfig
 from mlxgpt.data import gitignore, imports
 from mlxgpt.data.skipped import Skipped
@@ -199,7 +200,11 @@ def _walk(root: str, visited: set[str], skipped: Skipped, library: bool) -> Iter
                 raise Error(f"cannot read the folder {root}: check its permissions") from None
             skipped.add("unreadable", folder)
             continue
-        if folder != root and any(entry.name == "pyvenv.cfg" for entry in entries):
+        names = {entry.name for entry in entries}
+        if folder != root and "pyvenv.cfg" in names:
+            continue
+        if folder != root and _holds_model(folder, names):
+            skipped.add("model folder", folder)
             continue
         rules = [] if library else gitignore.enter(folder, rules)
         for entry in entries:
@@ -214,6 +219,14 @@ def _walk(root: str, visited: set[str], skipped: Skipped, library: bool) -> Iter
                 folders.append((entry.path, rules))
             elif entry.is_file(follow_symlinks=False):
                 yield entry
+
+
+def _holds_model(folder: str, names: set[str]) -> bool:
+    """Whether a folder is a run's or a model's: its tokenizer, settings and reports are no source text, and a run that
+    is kept in the project that it learns from would find another corpus whenever it is resumed."""
+    begun = "training" in names and os.path.isfile(os.path.join(folder, "training", "recipe.json"))
+    described = not names.isdisjoint(("config.json", "adapter_config.json", "params.json"))
+    return begun or files.LOCK in names or (described and any(name.endswith(".safetensors") for name in names))
 
 
 def _skips_folder(name: str, library: bool) -> bool:

@@ -44,10 +44,16 @@ class Shards:
     manifest: dict[str, Any]
     tokenizer: tokenizers.Tokenizer
     mixed: tuple[tuple["Shards", Fraction], ...] = ()
+    _opened: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def tokens(self, split: str) -> np.ndarray:
-        """All tokens of a split, one after the other: a read-only memory map, uint16 or uint32 [n]."""
-        return read_tokens(self.folder / f"{split}.bin", self.manifest["dtype"])
+        """All tokens of a split, one after the other: a read-only memory map, uint16 or uint32 [n].
+
+        It is opened once and lasts: a run goes on where its corpus has meanwhile been removed from the cache.
+        """
+        if split not in self._opened:
+            self._opened[split] = read_tokens(self.folder / f"{split}.bin", self.manifest["dtype"])
+        return self._opened[split]
 
     def starts(self, split: str) -> np.ndarray:
         """Where each document of a split begins among its tokens: int64 [documents]."""
@@ -98,7 +104,10 @@ def prepare(
     mixed = []
     for path, share in mix:
         whole = dataclasses.replace(data, validation_fraction=0.0)
-        other, its = _prepare([path], whole, shards.tokenizer, cache, known)
+        try:
+            other, its = _prepare([path], whole, shards.tokenizer, cache, known)
+        except Error as error:
+            raise type(error)(f"--mix {path}: {error}") from None
         mixed.append((other, share))
         cached = cached and its
     return dataclasses.replace(shards, mixed=tuple(mixed)), cached

@@ -117,7 +117,8 @@ async def _talk(server: Server, opened: Future, output: Output) -> None:
 
     def opens(future: Future) -> None:
         if future.exception() is not None:
-            loop.call_soon_threadsafe(reader.feed_eof)
+            with suppress(RuntimeError):  # the loop is closed: stdin ended first
+                loop.call_soon_threadsafe(reader.feed_eof)
 
     opened.add_done_callback(opens)
     output.ended = reader.feed_eof

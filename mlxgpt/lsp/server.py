@@ -15,7 +15,7 @@ from pygls.uris import to_fs_path
 
 from mlxgpt.completion import project
 from mlxgpt.completion.edits import Edits
-from mlxgpt.completion.jobs import GONE, SUPERSEDED, Ask, Busy
+from mlxgpt.completion.jobs import GONE, SUPERSEDED, WORTH, Ask, Busy
 from mlxgpt.completion.service import Service, Suggesting
 from mlxgpt.completion.suggest import BLOCK_TOKENS, MAX_TOKENS, Suggester, Suggestion
 from mlxgpt.errors import Error
@@ -169,7 +169,7 @@ class Server(LanguageServer):
             return SUPERSEDED
         offset = self._offset(document, position)
         try:
-            job = self._jobs[uri] = self._service.suggest(self._ask(uri, document, offset))
+            job = self._jobs[uri] = self._service.suggest(self._ask(uri, document, offset, 1 if invoked else WORTH))
         except Busy as error:
             return str(error)
         try:
@@ -188,7 +188,7 @@ class Server(LanguageServer):
             return suggestion.reason or "there is nothing to suggest"
         return self._off(document) or Found(document, offset, suggestion)
 
-    def _ask(self, uri: str, document: Document, offset: int) -> Ask:
+    def _ask(self, uri: str, document: Document, offset: int, least: int) -> Ask:
         preferred, settings = self._preferences, self._settings
         multiline = settings.multiline if preferred.multiline is None else preferred.multiline
         threshold = settings.threshold() if preferred.threshold is None else preferred.threshold
@@ -196,7 +196,7 @@ class Server(LanguageServer):
         others = {other: d.text for other, d in self._documents.items() if other != uri and not self._off(d)}
         return Ask(
             before, after, _name(uri), multiline, BLOCK_TOKENS if multiline else MAX_TOKENS, threshold,
-            self._edits.spans(others),
+            self._edits.spans(others), least=least,
         )  # fmt: skip
 
     # What both need.

@@ -18,7 +18,8 @@ QWEN = f"<|fim_prefix|>{PREFIX}<|fim_suffix|>{SUFFIX}<|fim_middle|>"
 CODE_LLAMA = f"<PRE> {PREFIX} <SUF>{SUFFIX} <MID>"
 CODESTRAL = f"[SUFFIX]{SUFFIX}[PREFIX]{PREFIX}"
 LINES, _, LINE = PREFIX.rpartition("\n")
-MARKS = ["<|endoftext|>", "<|file_sep|>", "<|fim_pad|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+MARKS = ["<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+MINUET = f"# language: python\n# indentation: use 4 spaces for a tab\n{PREFIX}"
 VIM_FIELDS = ["content", "timings/prompt_n", "timings/prompt_ms", "timings/predicted_n", "timings/predicted_ms",
               "truncated", "tokens_cached"]  # fmt: skip
 
@@ -170,14 +171,19 @@ _INFILL = {"input_prefix": f"{LINES}\n", "input_suffix": SUFFIX, "input_extra": 
 _VIM = _INFILL | {"id_slot": 0, "n_predict": 128, "stop": [], "n_indent": 4, "top_p": 0.9, "t_max_prompt_ms": 500,
                   "t_max_predict_ms": 1000, "response_fields": VIM_FIELDS, "model": ""}  # fmt: skip
 _WARM = _VIM | {"n_predict": 0, "samplers": [], "t_max_predict_ms": 1, "response_fields": [""]}
+# llama.vscode names the model of its agent, whatever the server's.
+_CHUNKS = [{"text": "import math\n\nprint(math.pi)\n", "time": 1_700_000_000_000, "filename": "/project/pi.py"}]
+_CODE = _INFILL | {"id_slot": 0, "n_predict": 128, "n_cmpl": 3, "n_indent": 4, "top_p": 0.99, "t_max_prompt_ms": 500,
+                   "t_max_predict_ms": 500, "model": "google/gemini-2.5-flash", "input_extra": _CHUNKS}  # fmt: skip
+_CODE_WARM = {"id_slot": 0, "input_prefix": "", "input_suffix": "", "input_extra": _CHUNKS, "prompt": "",
+              "n_predict": 0, "samplers": [], "cache_prompt": True, "t_max_prompt_ms": 500,
+              "t_max_predict_ms": 1}  # fmt: skip
 _OPENAI = {"model": "mlxgpt", "prompt": PREFIX, "suffix": SUFFIX, "max_tokens": 64}
 
 CLIENTS = (
     Client("llama.vim", "/infill", _VIM, vim, (("POST", "/infill", _WARM),)),
-    Client("llama.vscode", "/infill", _INFILL | {
-        "id_slot": 0, "n_predict": 500, "n_cmpl": 3, "top_p": 0.99, "t_max_prompt_ms": 2000, "t_max_predict_ms": 2500,
-    }, llama, (("GET", "/health", None),)),
-    Client("minuet", "/v1/completions", {"model": "mlxgpt", "prompt": PREFIX, "suffix": SUFFIX, "stream": True},
+    Client("llama.vscode", "/infill", _CODE, llama, (("GET", "/health", None), ("POST", "/infill", _CODE_WARM))),
+    Client("minuet", "/v1/completions", {"model": "mlxgpt", "prompt": MINUET, "suffix": SUFFIX, "stream": True},
            openai_events),
     Client("Zed", "/v1/completions", {"model": "mlxgpt", "prompt": QWEN, "max_tokens": 64, "stop": MARKS}, openai),
     Client("Zed, Ollama", "/api/generate", {

@@ -6,6 +6,7 @@ answered. Such requests carry that site's name, as Origin or as Host.
 
 import hmac
 import ipaddress
+import re
 import socket
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from mlxgpt.server.metrics import Metrics
 from mlxgpt.server.refusals import Refused
 
 OPEN = frozenset({"/", "/health", "/v1/health"})  # need no key: they tell nothing, or ask for it
+HOST = re.compile(r"[^@/?#\\]+")  # a name or an address and a port, of all that a URL may have
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -73,6 +75,8 @@ class Guard:
             raise Refused(401, "an API key is needed: send it as `Authorization: Bearer KEY`", **CHALLENGE)
 
     def _knows(self, host: str) -> bool:
+        if not HOST.fullmatch(host):
+            return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:

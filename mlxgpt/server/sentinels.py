@@ -3,7 +3,7 @@
 Editors put the control tokens of the model that they think they talk to into the text. Whatever model is here, what
 they mean is a cursor: its prefix, its suffix, and other files. The templates are those of the models' own cards:
 Qwen2.5-Coder and CodeGemma; StarCoder, Granite and Stable Code; SantaCoder; Code Llama (Rozière et al., 2023,
-arXiv 2308.12950); DeepSeek-Coder; Codestral. Each may also have the suffix first.
+arXiv 2308.12950); DeepSeek-Coder; GLM-4, as Zed spells it; Codestral. Each may also have the suffix first.
 """
 
 import re
@@ -14,6 +14,7 @@ MARKS = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"),
     ("<PRE>", "<SUF>", "<MID>"),
 )
 OPENING = re.compile(r"(?:<s>|<\|endoftext\|>|<bos>|<｜begin▁of▁sentence｜>)")

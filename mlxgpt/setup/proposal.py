@@ -3,14 +3,14 @@
 A model of N parameters is best trained on about 20 N tokens (Hoffmann et al., arXiv 2203.15556); with fewer a smaller
 one does better. What it sees is the least of two: the tokens that this machine trains on in the time, measured in a few
 steps, and 16 times the project's own, since text that is read again is worth ever less and beyond 16 times next to
-nothing (Muennighoff et al., arXiv 2305.16264). A step must fit the share of memory that `memory.SHARE` says. The
+nothing (Muennighoff et al., arXiv 2305.16264). A step must fit what `memory.room` leaves it. The
 smallest model is proposed whatever there is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxgpt import backend, bench, config, models
+from mlxgpt import bench, config, models
 from mlxgpt.config import Recipe
 from mlxgpt.models.layers import named_parameters
 from mlxgpt.training import memory
@@ -113,7 +113,7 @@ def _outline(recipe: Recipe) -> models.Model:
 def _fits(size: Size) -> bool:
     recipe = size.load()
     step = memory.estimate(_outline(recipe), recipe, training_dtype(recipe.train.dtype))
-    return step.total <= memory.SHARE * backend.total_memory()
+    return step.total <= memory.room(1)
 
 
 def _measured(size: Size, tokens: int, minutes: float) -> Proposal:

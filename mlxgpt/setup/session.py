@@ -26,11 +26,12 @@ CURSORS = 200  # at which the model is compared with the n-grams
 
 @dataclass(frozen=True)
 class Talk:
-    """How the user is spoken with: `minutes` and `agrees` ask, and are None where nobody can answer."""
+    """How the user is spoken with: `minutes` and `agrees` ask, with what Enter means, and are None where nobody can
+    answer."""
 
     say: Callable[[str], object]
     minutes: Callable[[float], float] | None = None
-    agrees: Callable[[str], bool] | None = None
+    agrees: Callable[[str, bool], bool] | None = None
 
 
 def setup(folder: Path, talk: Talk, minutes: float | None = None, yes: bool = False, again: bool = False) -> dict:
@@ -73,7 +74,7 @@ def setup(folder: Path, talk: Talk, minutes: float | None = None, yes: bool = Fa
 
 def _state(model: Path) -> str:
     """ "", "running", "stopped" or "done": of the run there."""
-    if files.is_locked(model / ".lock"):
+    if files.is_locked(model / files.LOCK):
         return "running"
     if not (model / "training" / "metrics.jsonl").is_file():
         return ""
@@ -102,7 +103,7 @@ def _again(there: Path, talk: Talk, yes: bool) -> bool:
     if talk.agrees is None or yes:
         talk.say("`mlxgpt setup --again` trains again, on the project as it is now")
         return False
-    return talk.agrees("Train again, on the project as it is now?")
+    return talk.agrees("Train again, on the project as it is now?", False)
 
 
 def _propose(tokens: int, minutes: float | None, talk: Talk, yes: bool) -> Proposal:
@@ -119,7 +120,7 @@ def _agreed(question: str, talk: Talk, yes: bool) -> bool:
         if not yes:
             talk.say("nothing was trained: `mlxgpt setup --yes` does it, `--minutes M` says for how long")
         return yes
-    return talk.agrees(question)
+    return talk.agrees(question, True)
 
 
 def _train(root: Path, model: Path, plan: Proposal | None, force: bool | None) -> None:

@@ -113,10 +113,15 @@ def write(folder: Path, table: dict[str, Any]) -> None:
 
 
 def write_config(folder: Path, bos: str | None, eos: str | None, opens: bool = True) -> None:
-    """`tokenizer_config.json`, with the tokens that open and close a document; `opens`: whether texts begin so."""
+    """`tokenizer_config.json`, with the tokens that open and close a document; `opens`: whether texts begin so.
+
+    Without a space in front, which llama.cpp puts before a SentencePiece model's text unless its converter reads here
+    that there is none (convert_hf_to_gguf.py).
+    """
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
     }
     config |= {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token}
     config |= {} if opens or not bos else {"add_bos_token": False}

@@ -72,7 +72,7 @@ class Writer:
     def __init__(self, run: Path, keep: int = 1) -> None:
         self.run, self.keep = run, keep
         self._thread: threading.Thread | None = None
-        self._error: Error | None = None
+        self._error: Exception | None = None
 
     def __enter__(self) -> "Writer":
         return self
@@ -80,7 +80,7 @@ class Writer:
     def __exit__(self, kind: type | None, *rest: object) -> None:
         try:
             self.wait()
-        except Error:
+        except Exception:
             if kind is None:
                 raise
 
@@ -105,17 +105,17 @@ class Writer:
             raise error
 
     def _write(self, path: Path, parameters: dict, state: dict, table: dict) -> None:
-        older = [p for p in saved(self.run) if p != path]
-        older = older[: max(0, len(older) + 1 - self.keep)]
-        half_written = list(self.run.glob("training/.checkpoint-*"))  # a killed process's
         try:
+            older = [p for p in saved(self.run) if p != path]
+            older = older[: max(0, len(older) + 1 - self.keep)]
+            half_written = list(self.run.glob("training/.checkpoint-*"))  # a killed process's
             with files.folder(path) as partial:
                 mx.save_safetensors(str(partial / "model.safetensors"), parameters)
                 mx.save_safetensors(str(partial / "optimizer.safetensors"), state)
                 (partial / "state.json").write_text(files.to_json(table), encoding="utf-8")
                 hashes = {name: digest(partial / name) for name in CONTENTS}
                 (partial / MANIFEST).write_text(files.to_json(hashes), encoding="utf-8")
-        except Error as error:
+        except Exception as error:  # of whatever kind: it is raised where training goes on
             self._error = error
             return
         for old in older + half_written:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -31,7 +32,8 @@ GONE = "another process of this run is gone ({}); --resume goes on from the last
 
 
 class Group:
-    """The ranks of a run; `mlx` is MLX's own group. Every method but `leads` is called by all ranks, in one order.
+    """The ranks of a run; `mlx` is MLX's own group, `here` how many of them are on this rank's machine. Every method
+    but `leads` is called by all ranks, in one order.
 
     Raises Error where another rank is gone.
     """
@@ -41,6 +43,8 @@ class Group:
         self._deadline: float | None = None
         if self.size > 1:
             threading.Thread(target=self._watch, name="lost ranks", daemon=True).start()
+        machine = socket.gethostname()
+        self.here = self.tell(machine).count(machine)
 
     @property
     def leads(self) -> bool:

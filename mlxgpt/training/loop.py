@@ -26,7 +26,7 @@ from mlxgpt.generation.engine import Request, collect, generate
 from mlxgpt.generation.sampling import Sampling
 from mlxgpt.training import checkpoint, distributed, memory, optimizers, start, utilization
 from mlxgpt.training.distributed import Group
-from mlxgpt.training.metrics import Metrics, Unwritten
+from mlxgpt.training.metrics import Metrics, Unwritten, last_losses
 from mlxgpt.training.panel import Panel
 from mlxgpt.training.schedule import Clock, Shape, shape
 from mlxgpt.training.step import make_step, training_dtype
@@ -92,9 +92,10 @@ class Run:
         mine = dataclasses.replace(recipe, train=distributed.share(train, group.size))
         self.batches = batches.of_shards(shards, recipe.data, mine.train)
         self._seed(0)
-        self.model, self.memory = group.together(lambda: start.build(mine, model_config))
+        self.model, self.memory = group.together(lambda: start.build(mine, model_config, group.here))
         if train.auto_batch:
-            size = min(group.tell(group.together(lambda: memory.fitted(self.model, mine)).train.batch_size))
+            found = group.together(lambda: memory.fitted(self.model, mine, group.here))
+            size = min(group.tell(found.train.batch_size))
             passes = train.batch_size * train.accumulation // size
             train = dataclasses.replace(train, batch_size=size, accumulation=passes, auto_batch=False)
             self.recipe = recipe = dataclasses.replace(recipe, train=train)
@@ -103,13 +104,13 @@ class Run:
         self.mine = mine.train  # this process's share of a step
         self.optimizer = optimizers.make(recipe.optimizer)
         self.position = checkpoint.Position()
+        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         if resume:
             self._restore(lambda: checkpoint.newest(out))
         else:
             self._compile()
         self.writer = checkpoint.Writer(out, train.keep_checkpoints)
         self._kept_at = self.position.elapsed
-        self._losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
         tokens = shards.tokens("validation")
         self.evaluator = (
             Evaluator(self.model, tokens, shards.bytes_in("validation"), mine.train.batch_size, train.sequence_length)
@@ -120,11 +121,18 @@ class Run:
     def _restore(self, path: Callable[[], Path]) -> None:
         """Have every process go on from the checkpoint that the first has there. Raises Error."""
 
-        def read() -> dict[str, Any]:
+        def read() -> tuple[dict[str, Any], list[float]]:
             start.check_base(self.out, self.recipe)
-            return dataclasses.asdict(checkpoint.restore(path(), self.model, self.optimizer))
+            position = checkpoint.restore(path(), self.model, self.optimizer)
+            changes = files.read_table(self.out / "training" / "data.json").get("changes", [])
+            if any(change.get("held_out", True) and change.get("step", 0) >= position.best_step for change in changes):
+                position.best_loss = None  # it was of other text
+            losses = last_losses(self.out / "training" / "metrics.jsonl", position.step, SPIKE_WINDOW)
+            return dataclasses.asdict(position), losses
 
-        self.position = checkpoint.Position(**self.group.first(read))
+        position, losses = self.group.first(read)
+        self.position = checkpoint.Position(**position)
+        self._losses = deque(losses, SPIKE_WINDOW)
         # A checkpoint from before steps could differ in size does not say it.
         self.position.tokens = self.position.tokens or self.position.step * shape(self.recipe.train, 1.0).tokens
         self._compile()
@@ -168,7 +176,8 @@ class Run:
         """Have a run that began with another corpus go on with this one: its record says so from now on, and where what
         is held out has changed, losses from before are no longer compared with. Raises Error."""
         path = self.out / "training" / "data.json"
-        history = [*files.read_json(path).get("changes", []), {"step": self.position.step} | changed.counts()]
+        change = {"step": self.position.step, "held_out": changed.held_out} | changed.counts()
+        history = [*files.read_json(path).get("changes", []), change]
         held_out = self.shards.folder / "validation.bin"
         files.write(path.with_name("validation.bin"), lambda partial: shutil.copyfile(held_out, partial))
         files.write_json(path, self.shards.record() | {"changes": history})
@@ -182,7 +191,8 @@ class Run:
         clock = clock or Clock(train.steps, train.minutes, self.position.elapsed)
         last: tuple[float | None, float | None] = (None, None)
         path, group = self.out / "training" / "metrics.jsonl", self.group
-        hung_up = () if group.size == 1 else (signal.SIGHUP,)  # what Ctrl-C is to a process on another machine
+        # The terminal is closed, or the connection to another machine; `nohup` has that ignored.
+        hung_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         limits, pace = memory.limit(), utilization.Pace(self.model, train)
         with (
             Metrics(path, self.position.step or None, train.tensorboard) if group.leads else Unwritten() as metrics,
@@ -240,7 +250,7 @@ class Run:
             return f"the gradient's norm is {norm}"
         spike, recent = self.recipe.train.spike, self._losses
         usual = sum(recent) / len(recent) if recent else loss
-        if spike and len(recent) == recent.maxlen and loss > usual + spike:
+        if spike and loss > usual + spike:
             return f"the loss is {loss:.4f}, and was {usual:.4f} in the mean of the last {len(recent)} steps"
         recent.append(loss)
         return ""
@@ -253,7 +263,6 @@ class Run:
             raise self._diverged(step, trouble)
         self._restore(lambda: Path(kept))
         self.position.lr_scale = scale
-        self._losses.clear()
         metrics.rewind(self.position.step)
         panel.note(f"step {step:,}: {trouble}; back to step {self.position.step:,} with {scale:g} of the learning rate")
 

@@ -31,7 +31,7 @@ from mlxgpt.models.layers import named_parameters
 from mlxgpt.training import optimizers
 from mlxgpt.training.step import Batch, held_dtype, make_step, training_dtype
 
-SHARE = 0.8  # of the machine's memory that `fit` fills: the rest is the system's and other programs'
+SHARE = 0.8  # of the machine's memory that is filled: the rest is the system's and other programs'
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,21 @@ class Estimate:
 def gigabytes(size: float) -> str:
     """4.07 GB."""
     return f"{size / 1e9:,.{2 if size < 1e11 else 0}f} GB"
+
+
+def available(processes: int) -> int:
+    """Bytes of memory that each of so many processes on this machine has: an equal part of the machine's, but with
+    CUDA, where each has a GPU of its own, all of that."""
+    return backend.total_memory() // (1 if backend.device() == "cuda" else processes)
+
+
+def room(processes: int) -> int:
+    """Bytes that a step of each of so many processes may fill: `SHARE` of what is available, on Metal at most the
+    working set that the system recommends, beyond which pages are not kept in memory."""
+    filled = int(SHARE * available(processes))
+    if backend.device() == "metal":
+        return min(filled, int(mx.device_info()["max_recommended_working_set_size"]) // processes)
+    return filled
 
 
 def limit() -> dict[str, int]:
@@ -103,12 +118,13 @@ def estimate(model: Model, recipe: Recipe, dtype: mx.Dtype) -> Estimate:
     return Estimate(held, state, activations, logits)
 
 
-def require(model: Model, recipe: Recipe, dtype: mx.Dtype) -> Estimate:
-    """`estimate`, of one sequence where the batch is yet to be found. Raises Error where this machine has less."""
+def require(model: Model, recipe: Recipe, dtype: mx.Dtype, processes: int = 1) -> Estimate:
+    """`estimate`, of one sequence where the batch is yet to be found. Raises Error where this machine, which so many
+    processes of the run share, has less."""
     train = recipe.train
     if train.auto_batch:
         recipe = dataclasses.replace(recipe, train=dataclasses.replace(train, batch_size=1, accumulation=2))
-    found, there = estimate(model, recipe, dtype), backend.total_memory()
+    found, there = estimate(model, recipe, dtype), available(processes)
     if found.total <= there:
         return found
     advice = []
@@ -120,23 +136,24 @@ def require(model: Model, recipe: Recipe, dtype: mx.Dtype) -> Estimate:
         advice += [] if recipe.init.lora else ["train an adapter (--lora)"]
         advice += ["lower the rank (--rank)"] if recipe.init.lora and found.state > found.total / 20 else []
         advice += ["quantize the model (--bits 4)"] if recipe.init.lora and not recipe.init.bits else []
+    each = f" for each of {processes} processes" if processes > 1 else ""
     raise Error(
-        f"a training step takes {found}, and this machine has {gigabytes(there)}: "
+        f"a training step takes {found}, and this machine has {gigabytes(there)}{each}: "
         + (", ".join([*advice, "or choose a smaller model"]) if advice else "choose a smaller model")
     )
 
 
-def fitted(model: Model, recipe: Recipe) -> Recipe:
+def fitted(model: Model, recipe: Recipe, processes: int = 1) -> Recipe:
     """`recipe` with the batch_size and the accumulation that `fit` finds, to be kept when the run is resumed. Raises
     Error."""
-    size, passes = fit(model, recipe, training_dtype(recipe.train.dtype))
+    size, passes = fit(model, recipe, training_dtype(recipe.train.dtype), room(processes))
     train = dataclasses.replace(recipe.train, batch_size=size, accumulation=passes, auto_batch=False)
     return dataclasses.replace(recipe, train=train)
 
 
-def fit(model: Model, recipe: Recipe, dtype: mx.Dtype) -> tuple[int, int]:
-    """The largest batch_size that fits `SHARE` of the memory, and the accumulation with which a step has as many
-    sequences as the recipe says.
+def fit(model: Model, recipe: Recipe, dtype: mx.Dtype, room: int) -> tuple[int, int]:
+    """The largest batch_size that fits `room`, in bytes, and the accumulation with which a step has as many sequences
+    as the recipe says.
 
     Measured: the peak of a step and of an evaluation's batch. The next size to try is the largest for which the slope
     between the last two, or that of `estimate` where it is steeper (at small sizes the optimizer's part hides the
@@ -146,14 +163,13 @@ def fit(model: Model, recipe: Recipe, dtype: mx.Dtype) -> tuple[int, int]:
     train = recipe.train
     total = train.batch_size * train.accumulation
     sizes = [n for n in range(1, total + 1) if total % n == 0]
-    room = SHARE * backend.total_memory()
     foreseen = dataclasses.replace(recipe, train=dataclasses.replace(train, batch_size=1))
     slope = estimate(model, foreseen, dtype).activations
     size, peak = 1, _peak(model, recipe, dtype, 1)
     if peak > room:
         raise Error(
-            f"one sequence of {train.sequence_length} tokens takes {gigabytes(peak)}, more than {SHARE:.0%} of "
-            f"this machine's {gigabytes(backend.total_memory())}: lower train.sequence_length or choose a smaller model"
+            f"one sequence of {train.sequence_length} tokens takes {gigabytes(peak)}, more than the {gigabytes(room)} "
+            "of this machine's memory that a step may fill: lower train.sequence_length or choose a smaller model"
         )
     steepest = float(slope)
     while next_sizes := [n for n in sizes if n > size and peak + (n - size) * steepest <= room]:

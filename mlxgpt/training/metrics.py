@@ -78,6 +78,16 @@ class Unwritten(Metrics):
         """Nothing."""
 
 
+def last_losses(path: Path, step: int, count: int) -> list[float]:
+    """The losses of the last `count` steps up to `step` in the metrics at `path`, oldest first; of those there are."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if (its := _step(line)) is not None and its <= step]
+    losses = [record.get("loss") for record in records if record.get("kind") == "train"]
+    return [loss for loss in losses[-count:] if isinstance(loss, float)]
+
+
 def _step(line: bytes) -> int | None:
     """The step of a record, None for half a line or anything else that is no record."""
     try:

@@ -5,10 +5,9 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_merge
 
 from mlxgpt.config import OptimizerConfig
-from mlxgpt.kernels import adamw_multi, compiled, dispatch
+from mlxgpt.kernels import adamw_multi, compiled, dispatch, muon_multi
 
 EMBEDDINGS = ("wte.", "wpe.", "embed_tokens.", "lm_head.")  # rows are tokens or positions: AdamW's, as in Muon's paper
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al., kellerjordan.github.io/posts/muon (2024)
 
 
 def is_matrix(path: str, parameter: mx.array) -> bool:
@@ -26,20 +25,17 @@ def is_merged(path: str, parameter: mx.array) -> bool:
     return path.endswith("c_attn.weight")
 
 
-def orthogonalize(gradient: mx.array, steps: int = 5) -> mx.array:
-    """Nearly the closest matrix with orthonormal rows or columns: float [..., M, N], singular values in 0.7 to 1.2.
+def _begin_step(optimizer: optim.Optimizer) -> None:
+    for name, schedule in optimizer._schedulers.items():
+        optimizer.state[name] = schedule(optimizer.step)
+    optimizer.state["step"] = optimizer.step + 1
 
-    The quintic Newton–Schulz iteration with the coefficients of NEWTON_SCHULZ, in float32.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = gradient.shape[-2] > gradient.shape[-1]
-    x = gradient.astype(mx.float32)
-    x = x.swapaxes(-1, -2) if tall else x
-    x = x / (mx.sqrt(x.square().sum((-2, -1), keepdims=True)) + 1e-7)
-    for _ in range(steps):
-        square = x @ x.swapaxes(-1, -2)
-        x = a * x + (b * square + c * (square @ square)) @ x
-    return x.swapaxes(-1, -2) if tall else x
+
+def _leaves(gradients: dict, parameters: dict, state: dict) -> list[tuple[mx.array, mx.array, dict]]:
+    """Each gradient with its parameter and its state."""
+    leaves: list[tuple[mx.array, mx.array, dict]] = []
+    tree_map(lambda g, p, s: leaves.append((g, p, s)), gradients, parameters, state)
+    return leaves
 
 
 class Muon(optim.Optimizer):
@@ -59,16 +55,20 @@ class Muon(optim.Optimizer):
         """The momentum of one matrix, float32, starts at 0."""
         state["m"] = mx.zeros_like(parameter)
 
-    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
-        """One matrix [M, N] after this step."""
-        rate = self.learning_rate * self.ratio
-        state["m"] = self.momentum * state["m"] + (1 - self.momentum) * gradient
-        look_ahead = self.momentum * state["m"] + (1 - self.momentum) * gradient
-        rows, columns = parameter.shape
-        height = rows // self.parts
-        update = orthogonalize(look_ahead.reshape(self.parts, height, columns)).reshape(rows, columns)
-        scale = max(1.0, height / columns) ** 0.5
-        return parameter * (1 - rate * self.weight_decay) - rate * scale * update
+    def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
+        """The parameters after one step; their tree may be larger than the gradients'."""
+        if not self._initialized:
+            self.init(gradients)
+        _begin_step(self)
+        leaves = _leaves(gradients, parameters, self.state)
+        updated = muon_multi.muon(
+            [p for _, p, _ in leaves], [g for g, *_ in leaves], [state["m"] for *_, state in leaves],
+            self.learning_rate * self.ratio, self.momentum, self.weight_decay, self.parts,
+        )  # fmt: skip
+        for (*_, state), (_, momentum) in zip(leaves, updated, strict=True):
+            state["m"] = momentum
+        rest = iter(updated)
+        return tree_map(lambda _: next(rest)[0], gradients)
 
 
 class AdamW(optim.AdamW):
@@ -76,11 +76,8 @@ class AdamW(optim.AdamW):
 
     def apply_scaled(self, gradients: dict, parameters: dict, factor: mx.array) -> dict:
         """`apply_gradients` of the gradients times a factor, 0-d; the parameters' tree may be larger than theirs."""
-        for name, schedule in self._schedulers.items():
-            self.state[name] = schedule(self.step)
-        self.state["step"] = self.step + 1
-        leaves: list[tuple[mx.array, mx.array, dict]] = []
-        tree_map(lambda g, p, state: leaves.append((g, p, state)), gradients, parameters, self.state)
+        _begin_step(self)
+        leaves = _leaves(gradients, parameters, self.state)
         grads, params, states = zip(*leaves, strict=True) if leaves else ((), (), ())
         updated = adamw_multi.adamw(
             params, grads, [s["m"] for s in states], [s["v"] for s in states], factor, self.learning_rate, self.step,

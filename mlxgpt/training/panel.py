@@ -3,6 +3,8 @@
 import math
 import sys
 import unicodedata
+from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, TextIO
 
@@ -59,6 +61,7 @@ class Panel:
         self._stream = sys.stderr if stream is None else stream
         self._console: Any = None
         self._live: Any = None
+        self._gone = False  # the terminal or the pipe
         self._record: Record = {}  # the last step,
         self._shown, self._due = True, -math.inf  # whether it has been drawn, and when the next may be
         self._start = (0.0, 0.0)  # progress and elapsed at the first step, from which the ETA reckons
@@ -79,14 +82,15 @@ class Panel:
 
     def __exit__(self, *exception: object) -> None:
         if self._live is not None:
-            self._live.stop()  # draws once more, and gives back the cursor and sys.stdout
+            with suppress(OSError):
+                self._live.stop()  # draws once more, and gives back the cursor and sys.stdout
         elif not self._shown:
             self._line(self._plain())
 
     def note(self, text: str) -> None:
         """Print a line of its own, above the panel."""
         if self._console is not None:
-            self._console.print(clean(text))
+            self._show(lambda: self._console.print(clean(text)))
         else:
             self._line(clean(text))
 
@@ -147,16 +151,32 @@ class Panel:
         best = "best" if self._best is self._last else f"best {fixed(self._best.get(key))}"
         return fixed(self._last.get(key)) + (f"  {best}" if self._best else "")
 
+    def _show(self, draw: Callable[[], object]) -> None:
+        """Draw, while there is where to: that nobody looks is no end of a run, whose metrics.jsonl says it all."""
+        if self._gone:
+            return
+        try:
+            draw()
+        except OSError:
+            self._gone = True
+
     def _line(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-        self._stream.flush()
+
+        def draw() -> None:
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+            self._stream.flush()
+
+        self._show(draw)
 
     def _draw(self) -> None:
         self._shown, self._due = True, monotonic() + (LINE if self._console is None else REDRAW)
         if self._console is None:
             self._line(self._plain())
-            return
+        else:
+            self._show(self._refresh)
+
+    def _refresh(self) -> None:
         if self._live is None:
             from rich.live import Live
 

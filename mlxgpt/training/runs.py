@@ -51,7 +51,7 @@ def describe(run: Path) -> Run:
     last: dict[str, Any] = steps[-1] if steps else {}
     scored = [e for e in evaluations if isinstance(e.get("val_loss"), int | float)]
     best: dict[str, Any] = min(scored, key=lambda e: e["val_loss"], default={})
-    state = "running" if files.is_locked(run / ".lock") else "done" if last.get("progress", 0) >= 1 else "stopped"
+    state = "running" if files.is_locked(run / files.LOCK) else "done" if last.get("progress", 0) >= 1 else "stopped"
     parameters, init = recipe.get("parameters"), recipe.get("init") or {}
     smooth = report.smooth(report.column(steps, "loss")) if steps else np.full(1, math.nan)
     return Run(

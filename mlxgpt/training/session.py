@@ -88,7 +88,8 @@ def run(
         elif not resume:
             group.together(lambda: _begin(training, paths, mixed, fim) if group.leads else None)
         panel.note(f"model: {recipe.model['type']}, {training.parameters:,} parameters, on {backend.device()}")
-        panel.note(f"memory: {training.memory}, of {memory.gigabytes(backend.total_memory())}")
+        shared = f" for each of {group.here} processes" if group.here > 1 else ""
+        panel.note(f"memory: {training.memory}, of {memory.gigabytes(memory.available(group.here))}{shared}")
         summary = training.train(panel)
         if not group.leads:
             return summary
@@ -110,7 +111,7 @@ def _alone(out: Path) -> Iterator[None]:
     except OSError as error:
         raise Error(f"{out} cannot be made: {error.strerror}") from None
     try:
-        with files.lock(out / ".lock"):
+        with files.lock(out / files.LOCK):
             yield
     finally:
         if new:
@@ -139,6 +140,8 @@ def _plan(
     else:
         require(not allow_changed_data, "--allow-changed-data goes with --resume")
         mixed, changed = shards.shares(mix), False
+        read = {path.resolve() for path in [*paths, *(path for path, _ in mixed)]}
+        require(out.resolve() not in read, f"--out {out} is what is trained on: name a folder in it, or elsewhere")
         names = ("training", "config.json", "model.safetensors", "adapter_config.json")
         taken = next((name for name in names if (out / name).exists()), None)
         what = "run" if taken == "training" else "model"

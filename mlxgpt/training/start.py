@@ -58,15 +58,16 @@ def adapter_of(recipe: Recipe, model: models.Model) -> adapters.Adapter:
     return adapters.Adapter(init.rank, init.scale, init.dropout, init.layers or there, init.model, init.bits)
 
 
-def build(recipe: Recipe, config: models.Config) -> tuple[models.Model, memory.Estimate]:
+def build(recipe: Recipe, config: models.Config, processes: int = 1) -> tuple[models.Model, memory.Estimate]:
     """The model that a run begins with, and what a step takes. Random numbers are MLX's global generator's.
 
-    Nothing is read or made before it is known to fit this machine's memory. Raises UsageError and Error.
+    Nothing is read or made before it is known to fit this machine's memory, which so many `processes` of the run share.
+    Raises UsageError and Error.
     """
     init, dtype = recipe.init, backend.compute_dtype(recipe.train.dtype)
     if not init.model:
         model = models.build(config)
-        estimate = memory.require(model, recipe, dtype)
+        estimate = memory.require(model, recipe, dtype, processes)
         model.init_weights()
     else:
         bits = quantization.CHOICES[str(init.bits)] if init.bits else None
@@ -77,7 +78,7 @@ def build(recipe: Recipe, config: models.Config) -> tuple[models.Model, memory.E
             f"{source.folder} is quantized and its weights cannot be trained: --lora trains an adapter beside them",
         )
         held = dtype if init.lora else mx.float32
-        estimate = memory.require(_outline(source, recipe, held, compact), recipe, dtype)
+        estimate = memory.require(_outline(source, recipe, held, compact), recipe, dtype, processes)
         model = weights.fill(source, held, bits, compact)
         if init.lora:
             adapters.attach(model, adapter_of(recipe, model))

@@ -95,3 +95,22 @@ def test_complete_needs_no_options(project, cli, monkeypatch):
     assert bare["completion"].startswith("th")
     shutil.copy(project / defaults.NAME, project / "src" / defaults.NAME)  # the nearest one counts
     assert "complete.model" in cli("complete", stdin=stdin).error or not (project / "src" / "model").exists()
+
+
+def test_eval_measures_what_the_project_completes_with(project, cli, monkeypatch):
+    """Its model, its `using` and context, on what the run held out; the n-grams alone know the project's text."""
+    monkeypatch.chdir(project / "src")
+
+    def table(*arguments: object) -> dict:
+        done = cli("eval", "--cursors", 3, "--json", *arguments)
+        assert done.status == 0, done.err
+        found = json.loads(done.out.splitlines()[-1])
+        return {name: value for name, value in found.items() if "latency" not in name}
+
+    assert table() == table("--model", project / "model", "--using", "both", "--context")
+    assert table("--using", "model", "--no-context") == table("--model", project / "model", "--using", "model")
+    write(project / defaults.NAME, Defaults(root=".", using="ngrams"))
+    (project / "b.py").write_text("def volume(width, height, depth):\n    return width * height * depth\n")
+    alone = table(project / "b.py")
+    assert (alone["using"], alone["val_loss"]) == ("ngrams", None)
+    assert alone == table(project / "b.py", "--root", project)

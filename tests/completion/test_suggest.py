@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from mlxgpt import models, weights
-from mlxgpt.completion import sources
+from mlxgpt.completion import sources, suggest
 from mlxgpt.completion.index import Index
 from mlxgpt.completion.lexer import Lexer
 from mlxgpt.completion.postprocess import trim
 from mlxgpt.completion.search import best_first
-from mlxgpt.completion.suggest import MAX_TOKENS, Suggester
+from mlxgpt.completion.suggest import MAX_TOKENS, Suggester, Suggestion
 from mlxgpt.errors import UsageError
 from mlxgpt.tokenizer import CharTokenizer
 
@@ -167,6 +167,22 @@ def test_typing_along_a_suggestion_computes_nothing(loaded, source, monkeypatch)
             suggester.suggest(before, after, document=document)
 
 
+def test_a_hidden_suggestion_is_weighed_anew_as_it_is_typed():
+    before, line = b"".join(b"%c = load(%d)\n" % (c, c) for c in b"abcdfgh") * 2, b"from area import compute_area"
+    suggester, shown = Suggester(), []
+    for end in range(len(line)):
+        prefix = before + b"\n" + line + b"\n\n" + line[:end]
+        answer = suggester.suggest(prefix, document="a", threshold=0.6)
+        if answer.completion:
+            assert answer.completion == line[end:].decode()
+        else:
+            assert answer.confidence == Suggester().suggest(prefix).confidence < 0.6
+        shown.append(bool(answer.completion))
+    assert not shown[0]
+    assert shown == sorted(shown)  # once shown, it stays
+    assert shown[-1]
+
+
 def test_below_the_threshold_nothing_is_shown_and_it_is_said_why(loaded):
     suggester = Suggester(*loaded)
     prefix = b"import os\n\n\nclass A:\n    def f(self):\n        retur"
@@ -178,6 +194,25 @@ def test_below_the_threshold_nothing_is_shown_and_it_is_said_why(loaded):
     assert (hidden.completion, hidden.hidden, hidden.confidence) == ("", shown.completion, shown.confidence)
     assert hidden.reason == f"confidence {shown.confidence:.2f} is below the threshold 1.00"
     assert suggester.suggest(prefix, threshold=shown.confidence).completion == shown.completion
+
+
+def test_what_is_too_short_to_be_read_is_not_shown_and_it_is_said_why():
+    """Unless it is the rest of what was shown, or no more was asked for."""
+    known = b"def first(alpha, beta):\n    return alpha * beta\n\n\ndef second(alpha, be"
+    suggester = Suggester()
+
+    def asked(typed: bytes, least: int, **options: int) -> Suggestion:
+        return suggester.suggest(known + typed, document="a.py", least=least, **options)
+
+    assert asked(b"", 4).completion == "ta):"
+    assert asked(b"ta)", 4).completion == ":"
+    suggester.forget("a.py")
+    short = asked(b"ta", 3)
+    assert (short.completion, short.hidden) == ("", "):")
+    assert short.reason == "a suggestion of fewer than 3 characters is quicker typed than read"
+    assert asked(b"ta)", 3).hidden == ":"
+    assert asked(b"ta", 2).completion == "):"
+    assert asked(b"ta", 3, max_tokens=2).completion == ")"
 
 
 def test_drafting_changes_nothing_but_the_passes(loaded, source, monkeypatch):
@@ -200,6 +235,29 @@ def test_drafting_changes_nothing_but_the_passes(loaded, source, monkeypatch):
         assert alone.completion == drafted.completion
         assert alone.mean_logprob == pytest.approx(drafted.mean_logprob, abs=1e-3)
     assert passes[1] < passes[0]
+
+
+@pytest.mark.parametrize("using", ["ngrams", "both"])
+def test_a_request_is_cancelled_while_a_long_file_is_read(loaded, source, monkeypatch, using):
+    monkeypatch.setattr(suggest, "READ", 256)
+    suggester, read = Suggester(*loaded, using=using) if using == "both" else Suggester(), []
+    reads = "begin" if using == "both" else "learn"
+    real = getattr(suggester.tokenizer, reads)
+    monkeypatch.setattr(suggester.tokenizer, reads, lambda text: (read.append(text), real(text))[1])
+    asked = []
+
+    def cancelled() -> bool:
+        asked.append(None)
+        return len(asked) > 2
+
+    assert suggester.suggest(source[:4000], source[4000:], cancelled=cancelled).reason == "cancelled"
+    assert len(asked) == 3
+    assert sum(map(len, read)) < 1000
+    monkeypatch.setattr(suggester.tokenizer, reads, real)
+    whole = suggester.suggest(source[:4000], source[4000:]).completion
+    monkeypatch.setattr(suggest, "READ", 1 << 20)
+    again = Suggester(*loaded, using=using) if using == "both" else Suggester()
+    assert again.suggest(source[:4000], source[4000:]).completion == whole
 
 
 def test_ngrams_alone_know_the_buffer_on_both_sides_of_the_line(source):

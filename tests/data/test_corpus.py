@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlxgpt import files
 from mlxgpt.config import DataConfig
 from mlxgpt.data import corpus
 from mlxgpt.data.corpus import Corpus, Document, NearDuplicates, collect, default_paths, find
@@ -116,6 +117,17 @@ def test_folders_that_are_not_the_users_code_are_left_out(tmp_path):
     root = write(tmp_path, {**dict.fromkeys(junk, "x"), "lib/a.py": "a", ".editorconfig": "root = true"})
     assert found_below(root) == ([".editorconfig", "lib/a.py"], Counter())
     assert found_below(root / "node_modules")[0] == ["x"], "a folder the user names is read"
+
+
+def test_models_and_runs_in_a_project_are_no_text_to_learn_from(tmp_path):
+    begun = {"begun/training/recipe.json": "{}", "begun/tokenizer.json": "{}", "begun/config.json": "{}"}
+    beginning = {f"beginning/{files.LOCK}": "123"}
+    models = {f"{kind}/{name}": "x" for kind, described in (("hub", "config.json"), ("lora", "adapter_config.json"))
+              for name in (described, "a.safetensors", "tokenizer.json")}  # fmt: skip
+    code = {"training/train.py": "a", "web/config.json": "{}", "tensors/a.safetensors": "x", "tensors/b.py": "b"}
+    root = write(tmp_path / "p", begun | beginning | models | code)
+    assert found_below(root) == (sorted(code), Counter({"model folder": 4}))
+    assert found_below(root / "hub")[0] == ["a.safetensors", "config.json", "tokenizer.json"], "unless it is named"
 
 
 def test_symbolic_links_are_counted_and_never_followed(tmp_path):

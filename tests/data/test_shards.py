@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -360,6 +361,14 @@ def test_a_large_corpus_passes_through_in_pieces(tmp_path, cache):
 
 
 # -------------------------------------------------------------------------------------------------- pruning
+
+
+def test_a_run_goes_on_where_its_corpus_is_removed_from_the_cache(sources, cache):
+    """As by sixteen other corpora in a long night."""
+    shards, _ = prepare([sources], DATA, BYTES, cache)
+    before = shards.tokens("train").tolist()
+    shutil.rmtree(shards.folder)
+    assert shards.tokens("train").tolist() == before
 
 
 def test_the_corpora_used_longest_ago_go(sources, cache, monkeypatch):

@@ -15,6 +15,7 @@ from lsprotocol import types
 from pygls.exceptions import JsonRpcException, JsonRpcRequestCancelled
 from pytest_lsp import LanguageClient, make_test_lsp_client
 
+from mlxgpt.completion.jobs import WORTH
 from mlxgpt.completion.opening import open_suggester
 from mlxgpt.completion.service import Service
 from mlxgpt.completion.suggest import Suggester
@@ -308,6 +309,18 @@ def test_who_waits_is_overtaken_and_who_invokes_does_not_wait():
     asyncio.run(run())
 
 
+def test_what_is_too_short_is_shown_to_who_invokes():
+    async def run():
+        async with within(Suggester(), debounce=0.0) as server:
+            server.opened(types.TextDocumentItem(URI, "python", 1, "abc = d)\nabc = "))
+            assert (await asked(server, 6)).items == []
+            assert "fewer than 3 characters" in server.sent[-1]
+            [item] = (await asked(server, 6, kind=1)).items
+            assert item.insert_text == "d)"
+
+    asyncio.run(run())
+
+
 def test_a_request_is_cancelled_over_the_wire(project):
     async def run():
         async with editor("--root", project) as e:
@@ -448,7 +461,7 @@ def test_a_trained_model_suggests_what_it_does_elsewhere_and_hides_the_unsure(tr
         document = Document(text)
         at = document.offset(line, column, "utf-16")
         answers[line, column] = alone.suggest(
-            text[:at].encode(), text[at:].encode(), document=str(code / "textwrap.py")
+            text[:at].encode(), text[at:].encode(), document=str(code / "textwrap.py"), least=WORTH
         )
     sure = sorted(answer.confidence for answer in answers.values() if answer.completion)
     rates = [rate / 100 for rate in range(5, 100, 5)]

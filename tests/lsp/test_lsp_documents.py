@@ -1,7 +1,7 @@
 """Positions in all three encodings against Python's own codecs, and edits against splices of whole texts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxgpt.lsp.debounce import Debounce
@@ -12,6 +12,7 @@ SIZE = {"utf-8": 1, "utf-16": 2, "utf-32": 4}
 ENCODING = st.sampled_from(sorted(SIZE))
 
 
+@settings(deadline=None)
 @given(TEXT, ENCODING, st.integers(0, 40))
 def test_a_position_and_back(text, encoding, offset):
     document, offset = Document(text), min(offset, len(text))
@@ -36,6 +37,7 @@ def test_a_position_within_a_character_is_before_it(encoding, offsets):
     assert document.offset(9, 0, encoding) == 6
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, st.integers(0, 40), st.integers(0, 40))
 def test_an_edit_is_a_splice(text, new, start, end):
     start, end = sorted((min(start, len(text)), min(end, len(text))))

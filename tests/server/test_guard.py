@@ -36,6 +36,8 @@ def test_pages_of_other_sites_are_refused(tiny, path):
         "127.0.0.1.evil.example",
         "8.8.8.8",
         "localhost.evil",
+        "evil.example@127.0.0.1",
+        "127.0.0.1/evil.example",
         "",
         "[",
     ):

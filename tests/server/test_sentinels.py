@@ -17,6 +17,7 @@ TEMPLATES = {
     "Code Llama, opened": f"<s><PRE> {P} <SUF>{S} <MID>",
     "DeepSeek": f"<｜fim▁begin｜>{P}<｜fim▁hole｜>{S}<｜fim▁end｜>",
     "DeepSeek, opened": f"<｜begin▁of▁sentence｜><｜fim▁begin｜>{P}<｜fim▁hole｜>{S}<｜fim▁end｜>",
+    "GLM": f"<|code_prefix|>{P}<|code_suffix|>{S}<|code_middle|>",
     "Codestral": f"[SUFFIX]{S}[PREFIX]{P}",
     "Codestral, opened": f"<s>[SUFFIX]{S}[PREFIX]{P}",
 }

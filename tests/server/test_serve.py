@@ -96,11 +96,11 @@ def test_a_project_is_enough_and_saved_files_are_learned(start, project):
     port = running.ready()
     place = {"input_prefix": "import area\n\n\nprint(compute_a", "input_suffix": "\n"}
     assert post(port, "/infill", place)[1]["content"].startswith("rea(width, height)")
-    new = {"input_prefix": "x = brand_new_na", "input_suffix": "\n"}
+    new = {"input_prefix": "x = brand_n", "input_suffix": "\n"}
     assert post(port, "/infill", new)[1]["content"] == ""
     (project / "new.py").write_text("def first():\n    brand_new_name = 17\n    return brand_new_name\n")
     assert soon(lambda: post(port, "/infill", new)[1]["content"] != "")
-    assert post(port, "/infill", new)[1]["content"].startswith("me")
+    assert post(port, "/infill", new)[1]["content"].startswith("ew_name")
     assert post(port, "/infill", new | {"document": "new.py"})[1]["content"] == ""  # it is the file that is open
     status, said = running.end()
     assert status == 0

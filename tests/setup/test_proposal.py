@@ -74,4 +74,4 @@ def test_speed_is_measured_in_real_steps():
     assert found.size == SIZES[0]
     assert found.parameters == COUNTS[0]
     assert found.tokens_per_second > 0
-    assert "1.0M parameters (tiny): in 0.1 minutes" in str(found)
+    assert "1.1M parameters (tiny): in 0.1 minutes" in str(found)

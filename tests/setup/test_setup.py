@@ -40,7 +40,7 @@ def user(*answers: bool) -> tuple[Talk, list[str]]:
     left = list(answers)
     if not answers:
         return Talk(lines.append), lines
-    return Talk(lines.append, lambda default: default, lambda question: left.pop(0)), lines
+    return Talk(lines.append, lambda default: default, lambda question, default: left.pop(0)), lines
 
 
 def test_without_consent_nothing_is_trained_and_it_is_said_how(project, cli):
@@ -50,7 +50,7 @@ def test_without_consent_nothing_is_trained_and_it_is_said_how(project, cli):
     assert not table["trained"]
     assert (table["files"], table["minutes"], table["recipe"]) == (10, 0.5, "tiny")
     assert table["parameters"] == proposal.parameters(proposal.SIZES[0])
-    assert "proposed: 1.0M parameters (tiny)" in done.err
+    assert "proposed: 1.1M parameters (tiny)" in done.err
     assert "nothing was trained: `mlxgpt setup --yes` does it" in done.err
     assert [path.name for path in project.iterdir() if path.name.startswith(".")] == []
 

@@ -170,6 +170,16 @@ def test_a_full_disk_leaves_the_one_before_whole(run, monkeypatch):
     assert content(*again) == expected
 
 
+def test_whatever_ends_the_writing_ends_the_run(run, monkeypatch):
+    """Not an Error of ours: nothing may be lost in the thread that writes."""
+    model, optimizer = make()
+    optimizer.init(model.parameters())
+    monkeypatch.setattr(checkpoint, "digest", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(run, model, optimizer, Position(step=1))
+    assert list((run / "training").iterdir()) == []
+
+
 def test_the_state_file_is_plain_json(run):
     model, optimizer = make()
     optimizer.init(model.parameters())

@@ -265,8 +265,17 @@ def test_a_silent_rank_is_not_waited_for_for_ever(together, code, recipe, tmp_pa
 
 def test_the_largest_batch_that_fits_both(together, code, recipe, tmp_path):
     """Rank 1 has room for two sequences, rank 0 for all six of its share: three passes of two, each."""
-    room = "from mlxgpt.training import memory; memory.fit = lambda model, recipe, dtype: ({}, 6 // {})"
-    codes = (room.format(6, 6), room.format(2, 2))
+    room = """
+from mlxgpt import backend
+from mlxgpt.training import memory
+
+def fit(model, recipe, dtype, room):
+    assert room == int(memory.SHARE * (backend.total_memory() // 2)), "both are on this machine"
+    return {0}, 6 // {0}
+
+memory.fit = fit
+"""
+    codes = (room.format(6), room.format(2))
     begin = ("train", code, "--config", recipe, *QUICK, "--steps", 2, "--out", "run")
     ended = together(*begin, "--batch-size", "auto", codes=codes)
     assert [status for status, _, _ in ended] == [0, 0], ended
@@ -301,6 +310,7 @@ assert group.tell({"rank": group.rank, "text": "é" * group.rank}) == [{"rank": 
 assert group.numbers(0.1 * mine, -0.0).tolist() == [[0.1, -0.0], [0.2, -0.0]]
 assert (group.any(group.rank == 1), group.any(False)) == (True, False)
 assert group.first(lambda: [group.rank]) == [0]
+assert group.here == 2
 odd = {0: [-0.0, float("nan"), 1e-45], 1: [1.0, 2.0, 3.0]}[group.rank]
 tree = {"a": mx.array(odd), "b": [mx.array(group.rank, mx.uint64)], "c": mx.full((2, 3), mine, mx.bfloat16)}
 got = group.spread(tree)
@@ -322,6 +332,7 @@ def test_what_the_processes_tell_each_other_is_exact(together):
 def test_a_group_of_one_communicates_nothing():
     group = distributed.join()
     assert (group.size, group.leads, group.any(True), group.tell(3), group.first(lambda: 4)) == (1, True, True, [3], 4)
+    assert group.here == 1
     assert group.numbers(0.1).tolist() == [[0.1]]
     tree = {"a": mx.ones(2)}
     assert group.spread(tree) is tree

@@ -199,12 +199,13 @@ def test_a_resumed_run_is_exact_however_its_rows_are_made(whole, name, text, rec
     assert records(out)[0]["loss"] != records(whole[name])[0]["loss"], "the rows are others"
 
 
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_resumed_run_is_exact_while_its_steps_grow(step, whole, text, recipe, cli, at_step, tmp_path):
-    """Stopped within each stage and between them; Muon, zeros to begin with, isolated documents and QK-norm."""
+@pytest.mark.parametrize(("optimizer", "step"), [("muon", 1), ("muon", 4), ("adamw", 4)])
+def test_a_resumed_run_is_exact_while_its_steps_grow(optimizer, step, whole, text, recipe, cli, at_step, tmp_path):
+    """Stopped within each stage and between them; zeros to begin with, infilled and isolated documents and QK-norm."""
     unbroken, out = tmp_path / "unbroken", tmp_path / "run"
-    keys = ("model.type=qwen3", "model.zero_init=true", "optimizer.kind=muon", "data.isolate_documents=true",
-            "train.batch_warmup=0.6", "train.sequence_warmup=0.8", "train.accumulation=2")  # fmt: skip
+    keys = ("model.type=qwen3", "model.zero_init=true", f"optimizer.kind={optimizer}", "data.isolate_documents=true",
+            "data.fim_rate=0.5", "train.batch_warmup=0.6", "train.sequence_warmup=0.8",
+            "train.accumulation=2")  # fmt: skip
     options = [part for key in keys for part in ("--set", key)]
     command = ("train", text, "--config", recipe("mistral"), *options, "--out")
     assert cli(*command, unbroken).status == 0
@@ -349,6 +350,28 @@ def test_a_signal_from_outside_stops_cleanly(text, recipe, tmp_path):
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_a_run_with_a_checkpoint_unless_nohup_has_it_ignored(
+    ignored, text, recipe, cli, tmp_path, monkeypatch
+):
+    real = loop.Run._one_step
+
+    def one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
+        if step == 2:
+            signal.raise_signal(signal.SIGHUP)
+        return real(self, step, rate, now)
+
+    monkeypatch.setattr(loop.Run, "_one_step", one_step)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        options = ("--config", recipe("gpt2"), "--steps", 4, "--set", "data.validation_fraction=0")
+        done = cli("train", text, *options, "--out", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert done.status == 0, done.err
+    assert checkpoint.newest(tmp_path / "run").name == f"checkpoint-{4 if ignored else 3:08d}"
+
+
 def test_interrupted_twice_aborts(text, recipe, at_step, spawn, tmp_path):
     out = tmp_path / "run"
     twice = "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)"
@@ -418,6 +441,26 @@ def test_a_roll_back_goes_on_from_the_checkpoint_with_half_the_rate(what, text, 
     assert json.loads((checkpoint.newest(out) / "state.json").read_text())["lr_scale"] == 0.5
 
 
+def test_a_resumed_run_knows_the_losses_before_it(text, recipe, cli, tmp_path, monkeypatch):
+    """What is a spike in an unbroken run is one in the step after it was stopped, too."""
+    out, real, stopped = tmp_path / "run", loop.Run._one_step, []
+
+    def one_step(self, step: int, rate: float, now: Shape) -> tuple[float, float]:
+        loss, norm = real(self, step, rate, now)
+        if step == 5 and not stopped:
+            stopped.append(step)
+            signal.raise_signal(signal.SIGINT)
+        return (loss + 3 if step == 6 and self.position.lr_scale == 1 else loss), norm
+
+    monkeypatch.setattr(loop.Run, "_one_step", one_step)
+    options = ("--set", "train.on_divergence=rollback", "--set", "train.spike=2", "--set", "data.validation_fraction=0")
+    assert cli("train", text, "--config", recipe("gpt2"), "--out", out, *options).status == 0
+    done = cli("train", "--out", out, "--resume")
+    assert done.status == 0, done.err
+    usual = sum(r["loss"] for r in records(out)[:7] if r["kind"] == "train") / 6
+    assert f"and was {usual:.4f} in the mean of the last 6 steps; back to step 6" in done.err
+
+
 def test_roll_backs_end(text, recipe, cli, tmp_path, monkeypatch):
     real = loop.Run._one_step
 
@@ -469,8 +512,10 @@ def test_a_full_disk_leaves_the_previous_state_whole(whole, limit, text, recipe,
     """Files may not grow beyond what the optimizer's, or the model's, needs: as on a disk that is full."""
     out = tmp_path / "run"
     size = (whole["gpt2"] / "model.safetensors").stat().st_size + (1000 if "checkpoint" in limit else -1000)
+    kept = out / "training" / "checkpoint-00000005"  # which is written beside the steps: the disk is full after it
+    wait = f"import time\nwhile not os.path.isdir({str(kept)!r}):\n    time.sleep(0.01)\n"
     shrink = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
-    done = at_step(6, shrink, "train", text, "--config", recipe("gpt2"), "--out", out)
+    done = at_step(6, wait + shrink, "train", text, "--config", recipe("gpt2"), "--out", out)
     assert done.status == 1
     assert f"{out / limit} could not be written (" in done.error
     assert checkpoint.newest(out).name == "checkpoint-00000005"

@@ -161,6 +161,10 @@ def test_a_step_beyond_the_machine_is_refused_before_it_starts_with_what_to_do(m
         memory.require(model, recipe, mx.float16)
     assert "train.grad_checkpoint=true" in str(caught.value)
     assert "--bits" not in str(caught.value)
+    monkeypatch.setattr(backend, "total_memory", lambda: 20 << 30)
+    memory.require(model, recipe, mx.float16)
+    with pytest.raises(Error, match=r"this machine has 10.74 GB for each of 2 processes: lower"):
+        memory.require(model, recipe, mx.float16, processes=2)
     plain = models.build(mistral.Config(vocab_size=32000))
     assert memory.estimate(plain, Recipe({}), mx.float16).total > 100e9
 

@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_map, tree_unflatten
+from mlxgpt.kernels import muon_multi
 
 from mlxgpt.config import OptimizerConfig
 from mlxgpt.models import gpt2, mistral
@@ -44,19 +45,19 @@ def test_adamw_is_pytorchs(eps):
 @pytest.mark.parametrize("shape", [(6, 6), (3, 8), (40, 5), (2, 7, 4), (1, 1)])
 def test_newton_schulz_keeps_the_directions_and_evens_out_their_lengths(shape):
     gradient = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    ours = np.array(optimizers.orthogonalize(mx.array(gradient * 1e-4)))
+    ours = np.array(muon_multi.orthogonalize(mx.array(gradient * 1e-4)))
     left, _, right = np.linalg.svd(gradient, full_matrices=False)
     middle = left.swapaxes(-1, -2) @ ours @ right.swapaxes(-1, -2)  # diagonal in the gradient's own directions
     lengths = np.diagonal(middle, axis1=-2, axis2=-1)
     np.testing.assert_allclose(middle, lengths[..., None] * np.eye(lengths.shape[-1]), atol=1e-4)
     assert lengths.min() > 0.3  # small singular values need more than five steps
     assert lengths.max() < 1.25
-    exact = np.array(optimizers.orthogonalize(mx.array(left @ right)))
+    exact = np.array(muon_multi.orthogonalize(mx.array(left @ right)))
     np.testing.assert_allclose(exact, exact[..., :1, :1] / (left @ right)[..., :1, :1] * (left @ right), atol=1e-4)
 
 
 def test_nothing_comes_of_no_gradient():
-    assert not np.array(optimizers.orthogonalize(mx.zeros((4, 3)))).any()
+    assert not np.array(muon_multi.orthogonalize(mx.zeros((4, 3)))).any()
 
 
 def muon(p, grads, rates, ratio, momentum, decay, parts) -> np.ndarray:

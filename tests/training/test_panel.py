@@ -41,6 +41,22 @@ def clock(monkeypatch):
     return now
 
 
+def test_a_terminal_that_is_gone_is_no_error(clock):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            if "step 2" in text:
+                raise OSError(5, "Input/output error")
+            return super().write(text)
+
+    stream = Gone()
+    with Panel("run", stream) as shown:
+        for n in range(1, 5):
+            clock[0] += 100
+            shown.train(step(n))
+        shown.evaluation(score(4, 2.0))
+    assert [line[:6] for line in lines(stream)] == ["run", "step 1"]
+
+
 def lines(stream: io.StringIO) -> list[str]:
     return stream.getvalue().splitlines()
 

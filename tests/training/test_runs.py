@@ -47,7 +47,7 @@ def test_runs_are_listed_with_their_best_figures_the_best_first(several, cli):
     assert len(lines) == 4
     assert lines[0].split()[:3] == ["run", "model", "state"]
     assert "0.7500" in lines[1]
-    with files.lock(several / "young" / ".lock"):
+    with files.lock(several / "young" / files.LOCK):
         assert "running" in cli("runs", several / "young").out
 
 

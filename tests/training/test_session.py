@@ -8,6 +8,7 @@ import pytest
 
 from mlxgpt import tokenizer, weights
 from mlxgpt.data import shards
+from mlxgpt.training import checkpoint, loop
 
 QUICK = ("--set", "train.steps=2", "--set", "train.evaluations=1", "--set", "train.sample_tokens=0")
 
@@ -163,6 +164,27 @@ def test_a_changed_corpus_can_be_allowed_and_is_then_the_runs_own(stopped, cli):
     assert cli("eval", "--model", out, "--cursors", 3, "--json").status == 0
 
 
+def test_losses_on_what_was_held_out_before_are_not_compared_with_even_after_a_kill(stopped, cli, monkeypatch):
+    """Killed after the change was allowed, before another checkpoint: the one there has the old split's best loss."""
+    _, out = stopped
+    recipe = json.loads((out / "training" / "recipe.json").read_text())
+    recipe["train"] |= {"steps": 4, "evaluations": 2}
+    (out / "training" / "recipe.json").write_text(json.dumps(recipe))
+    kept = checkpoint.newest(out)
+    state = json.loads((kept / "state.json").read_text())
+    (kept / "state.json").write_text(json.dumps(state | {"best_loss": 0.001}))
+    hashes = json.loads((kept / "manifest.json").read_text())
+    (kept / "manifest.json").write_text(json.dumps(hashes | {"state.json": checkpoint.digest(kept / "state.json")}))
+    then = json.loads((out / "training" / "data.json").read_text())
+    Path(next(s["path"] for s in then["sources"] if s["split"] == "validation")).unlink()
+    monkeypatch.setattr(loop.Run, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli("train", "--out", out, "--resume", "--allow-changed-data").status == 130
+    monkeypatch.undo()
+    assert cli("train", "--out", out, "--resume").status == 0
+    *_, evaluation = map(json.loads, (out / "training" / "metrics.jsonl").read_text().splitlines())
+    assert (evaluation["step"], evaluation["best"]) == (4, True)
+
+
 def test_allowing_changed_data_goes_with_resume(code, cli, tmp_path):
     done = cli("train", code, "--out", tmp_path / "run", "--allow-changed-data")
     assert done.status == 2
@@ -187,6 +209,9 @@ def test_a_second_corpus_is_mixed_in_recorded_and_expected_again(code, small, cl
     done = cli("train", "--out", out, "--resume")
     assert done.status == 1
     assert f"1 file changed ({other / 'a.txt'})" in done.error
+    done = cli("train", code, "--config", small, "--out", tmp_path / "none", "--mix", f"{code}=0.5")
+    assert done.status == 1
+    assert f"--mix {code}: no text to learn from: left out 10 duplicate" in done.error
 
 
 @pytest.mark.parametrize("mix", [["x"], ["=0.5"], ["p=0"], ["p=1"], ["p=1/0"], ["p=many"], ["p=0.5", "q=0.5"]])
@@ -195,6 +220,25 @@ def test_shares_that_make_no_sense(code, cli, tmp_path, mix):
     assert done.status == 2
     assert "--mix" in done.error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_within_the_folder_it_learns_from_does_not_learn_from_itself(code, small, cli, tmp_path, monkeypatch):
+    """`mlxgpt train . --out runs/a`: what runs write is no change of the corpus, so they can be resumed."""
+    corpus = tmp_path / "code"
+    shutil.copytree(code, corpus)
+    monkeypatch.chdir(corpus)
+    options = ("--config", small, *QUICK, "--set", "data.validation_fraction=0")
+    for name in ("a", "b"):
+        done = cli("train", ".", *options, "--out", f"runs/{name}")
+        assert done.status == 0, done.err
+    assert "from the cache: 10 files" in done.err
+    assert "skipped: 1 model folder" in done.err
+    shutil.copy("runs/a/report.html", corpus / "report.html")
+    done = cli("train", "--out", "runs/a", "--resume")
+    assert done.status == 0, done.err
+    done = cli("train", ".", "--config", small, "--out", ".", *QUICK)
+    assert done.status == 2
+    assert "--out . is what is trained on: name a folder in it, or elsewhere" in done.error
 
 
 def test_resume_takes_a_touched_corpus_that_reads_the_same(stopped, cli):

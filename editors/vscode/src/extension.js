@@ -58,7 +58,7 @@ async function start() {
   } catch (error) {
     client = undefined;
     output.appendLine(String(error));
-    status.failed(`${get("path")} could not be started`);
+    status.failed(`${get("path")} could not be started: the setting mlxgpt.path says where it is`);
   }
 }
 
